@@ -1,0 +1,3 @@
+//! The data planes: how desired state becomes kernel state. See [`nftables`].
+
+pub mod nftables;

@@ -1,0 +1,19 @@
+//! sluice programs the service rules of a Kubernetes node.
+//!
+//! ```text
+//!  source            cluster             forwarding           dataplane              kernel
+//!  kubernetes  ──►  compact index  ──►   desired state  ──►   plan = desired  ──►   one atomic
+//!  manifests        of small types,      per service port     minus observed        transaction
+//!                   dirty services       (pure functions)     (printable value)     (netlink)
+//!                                                                  ▲ observed: read back at start
+//! ```
+//!
+//! Kubernetes types stop in [`source`]; nothing past [`cluster`] knows where an object came from,
+//! nothing before [`dataplane`] knows what an nftables set is, and only [`netlink`] talks to the kernel.
+
+pub mod cli;
+pub mod cluster;
+pub mod dataplane;
+pub mod forwarding;
+pub mod netlink;
+pub mod source;
