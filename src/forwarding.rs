@@ -1,1 +1,17 @@
-//! TODO
+//! The meaning of Services, as pure functions over plain values: which addresses a Service answers on, which
+//! endpoints each gets from inside and from outside, what is masqueraded, refused or dropped.
+//!
+//! [`service::forward`] is one Service by itself; [`Desired`] is all of them together, with the order in which
+//! two Services that claim the same address and port win, and knows what a change changed.
+
+mod desired;
+mod endpoints;
+mod node;
+mod service;
+#[cfg(test)]
+mod tests;
+
+pub use desired::{Changes, Conflict, Desired, SetChange};
+pub use endpoints::{Categories, Usable, arrange, categorize};
+pub use node::{Key, LocalDetection, NodeView, Settings};
+pub use service::{Claim, Forwarding, Frontend, FrontendKind, MAX_ENDPOINTS, Masquerade, Target, forward};

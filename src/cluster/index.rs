@@ -1,9 +1,192 @@
-//! The index. See [`crate::cluster`].
+//! The index: all objects by name, slices by Service, and which Services a change touched.
 
-/// The index over all objects.
-#[derive(Default)]
-pub struct Index;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// What changed since the last look.
-#[derive(Default)]
-pub struct Dirty;
+use ipnet::IpNet;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::objects::{Change, EndpointSlice, Node, ObjectName, Service, ServiceCidr};
+
+/// All objects of the cluster that matter to one node, fed with [`Change`]s from any source, in any order: a
+/// slice may come before its Service and outlive it.
+#[derive(Debug, Default)]
+pub struct Index {
+    node_name: Arc<str>,
+    services: FxHashMap<ObjectName, Arc<Service>>,
+    slices: FxHashMap<ObjectName, Arc<EndpointSlice>>,
+    slices_of: FxHashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
+    node: Option<Node>,
+    service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
+    dirty: Dirty,
+}
+
+/// What changed since [`Index::take_dirty`] was last called.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Services of which any part changed: the object or one of its slices.
+    pub services: FxHashSet<ObjectName>,
+    /// The own Node changed: every Service may forward differently.
+    pub node: bool,
+    /// The service address ranges changed.
+    pub service_cidrs: bool,
+}
+
+impl Dirty {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.node && !self.service_cidrs
+    }
+}
+
+impl Index {
+    /// An empty index for the node of this name; other Nodes are not kept.
+    pub fn new(node_name: impl Into<Arc<str>>) -> Index {
+        Index { node_name: node_name.into(), ..Index::default() }
+    }
+
+    /// Takes one change in. An object that equals the one already there marks nothing dirty.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Service(name, service) => self.apply_service(name, service),
+            Change::EndpointSlice(name, slice) => self.apply_slice(name, slice),
+            Change::Node(name, node) => {
+                if name == self.node_name && node != self.node {
+                    self.node = node;
+                    self.dirty.node = true;
+                }
+            }
+            Change::ServiceCidr(name, cidr) => {
+                if self.service_cidrs.get(&name) != cidr.as_ref() {
+                    match cidr {
+                        Some(cidr) => self.service_cidrs.insert(name, cidr),
+                        None => self.service_cidrs.remove(&name),
+                    };
+                    self.dirty.service_cidrs = true;
+                }
+            }
+        }
+    }
+
+    fn apply_service(&mut self, name: ObjectName, service: Option<Service>) {
+        if self.services.get(&name).map(Arc::as_ref) == service.as_ref() {
+            return;
+        }
+        match service {
+            Some(service) => self.services.insert(name.clone(), Arc::new(service)),
+            None => self.services.remove(&name),
+        };
+        self.dirty.services.insert(name);
+    }
+
+    fn apply_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>) {
+        if self.slices.get(&name).map(Arc::as_ref) == slice.as_ref() {
+            return;
+        }
+        // The label that names the Service may have changed: the slice leaves its old Service first.
+        if let Some(old) = self.slices.remove(&name) {
+            let owner = ObjectName { namespace: name.namespace.clone(), name: old.service.clone() };
+            if let Some(slices) = self.slices_of.get_mut(&owner) {
+                slices.retain(|s| s.name != name);
+                if slices.is_empty() {
+                    self.slices_of.remove(&owner);
+                }
+            }
+            self.dirty.services.insert(owner);
+        }
+        if let Some(slice) = slice {
+            let owner = ObjectName { namespace: name.namespace.clone(), name: slice.service.clone() };
+            let slice = Arc::new(slice);
+            self.slices_of.entry(owner.clone()).or_default().push(slice.clone());
+            self.slices.insert(name, slice);
+            self.dirty.services.insert(owner);
+        }
+    }
+
+    /// What changed since the last call.
+    pub fn take_dirty(&mut self) -> Dirty {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// The Service of this name.
+    pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    /// All Services, in no order.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The slices of a Service, in no order.
+    pub fn slices_of(&self, service: &ObjectName) -> &[Arc<EndpointSlice>] {
+        self.slices_of.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// The own Node.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// The own node's name.
+    pub fn node_name(&self) -> &Arc<str> {
+        &self.node_name
+    }
+
+    /// Every range from which ClusterIPs are allocated.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.service_cidrs.values().flat_map(|c| c.cidrs.iter().copied())
+    }
+
+    /// How many Services, slices and endpoints there are.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.services.len(), self.slices.len(), self.slices.values().map(|s| s.endpoints.len()).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Family;
+
+    fn slice(name: &str, service: &str) -> EndpointSlice {
+        EndpointSlice {
+            name: ObjectName::new("ns", name),
+            service: service.into(),
+            family: Family::Ipv4,
+            ports: vec![],
+            endpoints: vec![],
+        }
+    }
+
+    fn dirty(names: &[&str]) -> Dirty {
+        Dirty { services: names.iter().map(|n| ObjectName::new("ns", *n)).collect(), ..Dirty::default() }
+    }
+
+    #[test]
+    fn a_relabelled_slice_leaves_its_old_service() {
+        let mut index = Index::new("node1");
+        let name = ObjectName::new("ns", "s1");
+        index.apply(Change::EndpointSlice(name.clone(), Some(slice("s1", "a"))));
+        assert_eq!(index.take_dirty(), dirty(&["a"]));
+        index.apply(Change::EndpointSlice(name.clone(), Some(slice("s1", "b"))));
+        assert_eq!(index.take_dirty(), dirty(&["a", "b"]));
+        assert!(index.slices_of(&ObjectName::new("ns", "a")).is_empty());
+        assert_eq!(index.slices_of(&ObjectName::new("ns", "b")).len(), 1);
+        index.apply(Change::EndpointSlice(name, None));
+        assert_eq!(index.take_dirty(), dirty(&["b"]));
+        assert_eq!(index.counts(), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_already_there_marks_nothing() {
+        let mut index = Index::new("node1");
+        let name = ObjectName::new("ns", "s1");
+        index.apply(Change::EndpointSlice(name.clone(), Some(slice("s1", "a"))));
+        index.take_dirty();
+        index.apply(Change::EndpointSlice(name, Some(slice("s1", "a"))));
+        index.apply(Change::Service(ObjectName::new("ns", "gone"), None));
+        index.apply(Change::Node("node2".into(), Some(Node::default())));
+        assert!(index.take_dirty().is_empty());
+    }
+}

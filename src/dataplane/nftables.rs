@@ -3,3 +3,5 @@
 //! `rules/README.md` draws a packet's way through the tables.
 
 pub mod model;
+pub mod plan;
+pub mod text;

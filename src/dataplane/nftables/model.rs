@@ -5,31 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::cluster::{Family, Protocol};
+use crate::cluster::Protocol;
+pub use crate::forwarding::{Key, LocalDetection};
 
 /// Name of the tables, `ip sluice` and `ip6 sluice`.
 pub const TABLE: &str = "sluice";
 
 /// Index of the first node-local endpoint of a key in the map `endpoints`; below it are all usable endpoints.
 pub const LOCAL_OFFSET: u32 = 32768;
-
-/// An address, protocol and port that packets are sent to: the key of most sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Destination address.
-    pub address: IpAddr,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Destination port.
-    pub port: u16,
-}
-
-impl Key {
-    /// The family, and so the table, that the key belongs to.
-    pub fn family(&self) -> Family {
-        Family::of(self.address)
-    }
-}
 
 /// Where a set lookup or a rule sends a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,6 +62,13 @@ pub enum Chain {
     Pick(u32, u32),
     /// `sticky-M-N`: the client's slot among M, else one of N choices.
     Sticky(u32, u32),
+}
+
+impl Chain {
+    /// Whether the chain is there only as long as an element sends packets to it: its name has a count.
+    pub fn is_counted(self) -> bool {
+        matches!(self, Chain::Endpoints(_) | Chain::Local(_) | Chain::Pick(..) | Chain::Sticky(..))
+    }
 }
 
 /// Every set and map that sluice makes. Names are made by `Display` and read by `FromStr`.
@@ -174,20 +164,6 @@ impl Element {
             Element::Choice(..) => Set::Choices,
         }
     }
-}
-
-/// How the node tells its own pods' packets from others.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum LocalDetection {
-    /// No way to tell: nothing counts as a pod, and nothing is masqueraded for being off-cluster.
-    #[default]
-    None,
-    /// Source address in set `pod-cidrs`.
-    Cidr,
-    /// Received through this bridge.
-    Bridge(String),
-    /// Received through an interface whose name starts like this.
-    InterfacePrefix(String),
 }
 
 /// What the constant part of a table depends on.

@@ -1,0 +1,131 @@
+//! An in-memory data plane: nftables tables that take the same steps as the kernel's and refuse what the kernel
+//! refuses. For tests and benches.
+
+use std::collections::BTreeMap;
+
+use nix::errno::Errno;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::nftables::model::{Chain, Element, Step, Structure, Verdict};
+use super::nftables::plan::{Observed, ObservedTable, Plan};
+use crate::cluster::Family;
+
+/// Tables in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    tables: BTreeMap<Family, Table>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Table {
+    structure: Structure,
+    chains: FxHashSet<Chain>,
+    /// By the element without its data: a set has a key once.
+    elements: FxHashMap<Element, Element>,
+}
+
+/// A step that the kernel would refuse.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{step}: {errno}")]
+pub struct Refused {
+    /// The error that the kernel would answer.
+    pub errno: Errno,
+    /// The step, as nft text.
+    pub step: String,
+}
+
+impl Memory {
+    /// Applies a plan, wholly or not at all.
+    pub fn apply(&mut self, plan: &Plan) -> Result<(), Refused> {
+        let mut tables = self.tables.clone();
+        for (family, steps) in &plan.tables {
+            for step in steps {
+                take(&mut tables, *family, step)
+                    .map_err(|errno| Refused { errno, step: format!("{step:?}") })?;
+            }
+        }
+        self.tables = tables;
+        Ok(())
+    }
+
+    /// What is there; `structure` says what the constant part of a family's table should be.
+    pub fn observe(&self, structure: impl Fn(Family) -> Structure) -> Observed {
+        let read = |family: Family| {
+            let table = self.tables.get(&family)?;
+            let differs = table.structure != structure(family);
+            Some(ObservedTable {
+                difference: differs.then(|| "another structure".into()),
+                chains: table.chains.clone(),
+                elements: table.elements.values().cloned().collect(),
+            })
+        };
+        Family::ALL.into_iter().map(|family| (family, read(family))).collect()
+    }
+}
+
+fn take(tables: &mut BTreeMap<Family, Table>, family: Family, step: &Step) -> Result<(), Errno> {
+    match step {
+        Step::DestroyTable => {
+            tables.remove(&family);
+            return Ok(());
+        }
+        Step::CreateTable(structure) => {
+            if tables.contains_key(&family) {
+                return Err(Errno::EEXIST);
+            }
+            tables.insert(family, Table { structure: structure.clone(), ..Table::default() });
+            return Ok(());
+        }
+        _ => {}
+    }
+    let table = tables.get_mut(&family).ok_or(Errno::ENOENT)?;
+    match step {
+        Step::AddChain(chain) => table.chains.insert(*chain).then_some(()).ok_or(Errno::EEXIST),
+        Step::DeleteChain(chain) => {
+            if table.elements.values().any(|e| goes_to(e) == Some(*chain)) {
+                return Err(Errno::EBUSY);
+            }
+            table.chains.remove(chain).then_some(()).ok_or(Errno::ENOENT)
+        }
+        Step::Add(element) => {
+            if goes_to(element).is_some_and(|c| c.is_counted() && !table.chains.contains(&c)) {
+                return Err(Errno::ENOENT);
+            }
+            match table.elements.insert(without_data(element), element.clone()) {
+                Some(_) => Err(Errno::EEXIST),
+                None => Ok(()),
+            }
+        }
+        Step::Delete(element) => {
+            table.elements.remove(&without_data(element)).map(|_| ()).ok_or(Errno::ENOENT)
+        }
+        Step::DestroyTable | Step::CreateTable(_) | Step::AddSet(_) | Step::DeleteSet(_) => Ok(()),
+    }
+}
+
+fn goes_to(element: &Element) -> Option<Chain> {
+    match element {
+        Element::Service(_, Verdict::Goto(chain)) | Element::LocalService(_, Verdict::Goto(chain)) => {
+            Some(*chain)
+        }
+        Element::Slot(_, _, Verdict::Goto(chain)) | Element::Choice(_, _, Verdict::Goto(chain)) => {
+            Some(*chain)
+        }
+        _ => None,
+    }
+}
+
+/// The element as its set tells it apart from others.
+fn without_data(element: &Element) -> Element {
+    match element {
+        Element::Service(key, _) => Element::Service(*key, Verdict::Drop),
+        Element::LocalService(key, _) => Element::LocalService(*key, Verdict::Drop),
+        Element::Endpoint(key, index, _) => {
+            Element::Endpoint(*key, *index, std::net::SocketAddr::new(key.address, 0))
+        }
+        Element::AffinityId(key, _) => Element::AffinityId(*key, 0),
+        Element::Slot(id, slot, _) => Element::Slot(*id, *slot, Verdict::Drop),
+        Element::Choice(id, index, _) => Element::Choice(*id, *index, Verdict::Drop),
+        other => other.clone(),
+    }
+}

@@ -1,0 +1,352 @@
+//! All Services together: who gets an address and port that several claim, and what a change changes.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::service::{Forwarding, Frontend, FrontendKind, forward};
+use super::{Key, NodeView, Settings};
+use crate::cluster::{Index, ObjectName, Service};
+
+/// What every address and port should do, for one node. Kept up to date service by service; the same as built
+/// from scratch but for the order of endpoints, which follows what was there before.
+#[derive(Debug, Default)]
+pub struct Desired {
+    settings: Settings,
+    node: NodeView,
+    frontends: FxHashMap<Key, Claims>,
+    services: FxHashMap<ObjectName, Record>,
+    /// Who has an address as ClusterIP (as a rule one).
+    cluster_ips: FxHashMap<IpAddr, Vec<Arc<Service>>>,
+    /// Who claims an address as externalIP or load-balancer address; looked at when a ClusterIP comes or goes.
+    external: FxHashMap<IpAddr, FxHashSet<ObjectName>>,
+    hairpin: FxHashMap<IpAddr, u32>,
+    /// Endpoint lists found in the kernel at start, in whose order ours are put.
+    adopted: FxHashMap<Key, Frontend>,
+}
+
+/// All claims to one key, the best first.
+#[derive(Debug)]
+struct Claims {
+    winner: Claimant,
+    losers: Vec<Claimant>,
+}
+
+#[derive(Debug)]
+struct Claimant {
+    service: Arc<Service>,
+    kind: FrontendKind,
+    frontend: Frontend,
+}
+
+impl Claimant {
+    /// ClusterIP before NodePort before load balancer before externalIP, then the older Service.
+    fn rank(&self) -> (FrontendKind, i64, &ObjectName) {
+        (self.kind, self.service.created, &self.service.name)
+    }
+}
+
+/// What a Service had a part in, so that it can be taken back.
+#[derive(Debug)]
+struct Record {
+    service: Arc<Service>,
+    keys: Box<[Key]>,
+    hairpin: Box<[IpAddr]>,
+}
+
+/// A claim that lost, or was refused.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// The Service that does not get the address.
+    pub loser: ObjectName,
+    /// What it claimed.
+    pub key: Key,
+    /// As what.
+    pub kind: FrontendKind,
+    /// The Service that has it.
+    pub winner: ObjectName,
+}
+
+/// Whether a member of a set came or went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetChange {
+    /// It came.
+    Added,
+    /// It went.
+    Removed,
+}
+
+/// The difference between two states of [`Desired`].
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Frontends before and after; both never equal.
+    pub frontends: BTreeMap<Key, (Option<Frontend>, Option<Frontend>)>,
+    /// ClusterIPs that came or went.
+    pub cluster_ips: BTreeMap<IpAddr, SetChange>,
+    /// Addresses of possibly local endpoints that came or went.
+    pub hairpin: BTreeMap<IpAddr, SetChange>,
+    /// Claims newly lost.
+    pub conflicts: Vec<Conflict>,
+    /// Service ports with more endpoints than can be used.
+    pub overfull: Vec<(ObjectName, Arc<str>, usize)>,
+    /// Services that were worked out.
+    pub services: usize,
+}
+
+impl Changes {
+    /// Whether no rule changes.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty() && self.cluster_ips.is_empty() && self.hairpin.is_empty()
+    }
+
+    fn toggle(set: &mut BTreeMap<IpAddr, SetChange>, address: IpAddr, change: SetChange) {
+        match set.get(&address) {
+            Some(before) if *before != change => {
+                set.remove(&address);
+            }
+            _ => {
+                set.insert(address, change);
+            }
+        }
+    }
+}
+
+impl Desired {
+    /// Everything, from the final objects.
+    pub fn from_scratch(index: &Index, node: NodeView, settings: Settings) -> (Desired, Changes) {
+        Desired::adopting(index, node, settings, FxHashMap::default())
+    }
+
+    /// Everything, with each endpoint list in the order of `adopted` as far as it has the same members.
+    pub fn adopting(
+        index: &Index,
+        node: NodeView,
+        settings: Settings,
+        adopted: FxHashMap<Key, Frontend>,
+    ) -> (Desired, Changes) {
+        let mut desired = Desired { settings, node, adopted, ..Desired::default() };
+        let changes = desired.update(index, index.services().map(|s| s.name.clone()));
+        desired.adopted = FxHashMap::default();
+        (desired, changes)
+    }
+
+    /// Works out again the Services that changed, and those which that concerns.
+    pub fn update(&mut self, index: &Index, dirty: impl IntoIterator<Item = ObjectName>) -> Changes {
+        let mut changes = Changes::default();
+        // Sorted, so that the same change gives the same result.
+        let mut dirty: Vec<ObjectName> = dirty.into_iter().collect();
+        dirty.sort_unstable();
+        let mut concerned = FxHashSet::default();
+        for name in &dirty {
+            self.set_cluster_ips(name, index.service(name), &mut changes, &mut concerned);
+        }
+        for name in &dirty {
+            concerned.remove(name);
+        }
+        let mut concerned: Vec<ObjectName> = concerned.into_iter().collect();
+        concerned.sort_unstable();
+        for name in dirty.iter().chain(&concerned) {
+            self.set_service(name, index, &mut changes);
+        }
+        changes.services = dirty.len() + concerned.len();
+        changes.frontends.retain(|_, (before, after)| before != after);
+        changes
+    }
+
+    /// Takes a Service's ClusterIPs in or out; a Service that claims such an address otherwise is concerned.
+    fn set_cluster_ips(
+        &mut self,
+        name: &ObjectName,
+        service: Option<&Arc<Service>>,
+        changes: &mut Changes,
+        concerned: &mut FxHashSet<ObjectName>,
+    ) {
+        let old = self.services.get(name).map(|r| r.service.clone());
+        let mut touched: Vec<IpAddr> = Vec::new();
+        for address in old.iter().flat_map(|s| &s.cluster_ips) {
+            touched.push(*address);
+            if let Entry::Occupied(mut owners) = self.cluster_ips.entry(*address) {
+                owners.get_mut().retain(|s| s.name != *name);
+                if owners.get().is_empty() {
+                    owners.remove();
+                    Changes::toggle(&mut changes.cluster_ips, *address, SetChange::Removed);
+                }
+            }
+        }
+        if let Some(service) = service {
+            for address in &service.cluster_ips {
+                touched.push(*address);
+                let owners = self.cluster_ips.entry(*address).or_default();
+                if owners.is_empty() {
+                    Changes::toggle(&mut changes.cluster_ips, *address, SetChange::Added);
+                }
+                owners.push(service.clone());
+            }
+        }
+        if old.as_ref().map(|s| &s.cluster_ips) != service.map(|s| &s.cluster_ips) {
+            for address in touched {
+                concerned.extend(self.external.get(&address).into_iter().flatten().cloned());
+            }
+        }
+    }
+
+    /// Replaces what a Service has by what it should have now.
+    fn set_service(&mut self, name: &ObjectName, index: &Index, changes: &mut Changes) {
+        let service = index.service(name);
+        let forwarding = match service {
+            Some(service) => forward(service, index.slices_of(name), &self.node, |key| {
+                self.frontends
+                    .get(key)
+                    .map(|claims| &claims.winner.frontend)
+                    .or_else(|| self.adopted.get(key))
+            }),
+            None => Forwarding::default(),
+        };
+        let old = self.services.remove(name);
+        if let Some(old) = &old {
+            for key in &old.keys {
+                self.withdraw(key, name, changes);
+            }
+            for address in old.service.external_ips.iter().chain(&old.service.load_balancer_ips) {
+                if let Some(claimants) = self.external.get_mut(address) {
+                    claimants.remove(name);
+                    if claimants.is_empty() {
+                        self.external.remove(address);
+                    }
+                }
+            }
+        }
+        let Some(service) = service else {
+            self.set_hairpin(&[], old.as_ref(), changes);
+            return;
+        };
+        for address in service.external_ips.iter().chain(&service.load_balancer_ips) {
+            self.external.entry(*address).or_default().insert(name.clone());
+        }
+        let Forwarding { claims, hairpin, overfull } = forwarding;
+        changes.overfull.extend(overfull.into_iter().map(|(port, n)| (name.clone(), port, n)));
+        let mut keys = Vec::with_capacity(claims.len());
+        for claim in claims {
+            if let Some(owner) = self.foreign_owner(claim.key.address, claim.kind, name) {
+                let (loser, winner) = (name.clone(), owner.name.clone());
+                changes.conflicts.push(Conflict { loser, key: claim.key, kind: claim.kind, winner });
+                continue;
+            }
+            keys.push(claim.key);
+            let claimant = Claimant { service: service.clone(), kind: claim.kind, frontend: claim.frontend };
+            self.submit(claim.key, claimant, changes);
+        }
+        // An address that is, say, both load-balancer address and externalIP has one key twice.
+        keys.sort_unstable();
+        keys.dedup();
+        self.set_hairpin(&hairpin, old.as_ref(), changes);
+        let record = Record { service: service.clone(), keys: keys.into(), hairpin: hairpin.into() };
+        self.services.insert(name.clone(), record);
+    }
+
+    /// The other Service whose ClusterIP this address is, unless it is claimed as a ClusterIP, too.
+    fn foreign_owner(&self, address: IpAddr, kind: FrontendKind, name: &ObjectName) -> Option<&Arc<Service>> {
+        if matches!(kind, FrontendKind::ClusterIp | FrontendKind::NodePort) {
+            return None;
+        }
+        let owners = self.cluster_ips.get(&address)?;
+        if owners.iter().any(|s| s.name == *name) { None } else { owners.first() }
+    }
+
+    fn submit(&mut self, key: Key, mut claimant: Claimant, changes: &mut Changes) {
+        match self.frontends.entry(key) {
+            Entry::Vacant(entry) => {
+                changes.frontends.entry(key).or_insert((None, None)).1 = Some(claimant.frontend.clone());
+                entry.insert(Claims { winner: claimant, losers: Vec::new() });
+            }
+            Entry::Occupied(mut entry) => {
+                let claims = entry.get_mut();
+                if claimant.rank() < claims.winner.rank() {
+                    let before = claims.winner.frontend.clone();
+                    std::mem::swap(&mut claims.winner, &mut claimant);
+                    let after = claims.winner.frontend.clone();
+                    changes.frontends.entry(key).or_insert((Some(before), None)).1 = Some(after);
+                }
+                if claims.winner.service.name != claimant.service.name {
+                    changes.conflicts.push(Conflict {
+                        loser: claimant.service.name.clone(),
+                        key,
+                        kind: claimant.kind,
+                        winner: claims.winner.service.name.clone(),
+                    });
+                }
+                let at = claims.losers.partition_point(|l| l.rank() < claimant.rank());
+                claims.losers.insert(at, claimant);
+            }
+        }
+    }
+
+    fn withdraw(&mut self, key: &Key, name: &ObjectName, changes: &mut Changes) {
+        let Entry::Occupied(mut entry) = self.frontends.entry(*key) else { return };
+        let claims = entry.get_mut();
+        claims.losers.retain(|l| l.service.name != *name);
+        if claims.winner.service.name != *name {
+            return;
+        }
+        let before = claims.winner.frontend.clone();
+        let change = changes.frontends.entry(*key).or_insert((Some(before), None));
+        if claims.losers.is_empty() {
+            change.1 = None;
+            entry.remove();
+        } else {
+            claims.winner = claims.losers.remove(0);
+            change.1 = Some(claims.winner.frontend.clone());
+        }
+    }
+
+    fn set_hairpin(&mut self, new: &[IpAddr], old: Option<&Record>, changes: &mut Changes) {
+        for address in new {
+            let count = self.hairpin.entry(*address).or_default();
+            *count += 1;
+            if *count == 1 {
+                Changes::toggle(&mut changes.hairpin, *address, SetChange::Added);
+            }
+        }
+        for address in old.iter().flat_map(|r| &r.hairpin) {
+            let Entry::Occupied(mut count) = self.hairpin.entry(*address) else { continue };
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+                Changes::toggle(&mut changes.hairpin, *address, SetChange::Removed);
+            }
+        }
+    }
+
+    /// The settings that hold for all.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The node.
+    pub fn node(&self) -> &NodeView {
+        &self.node
+    }
+
+    /// Every frontend, with the Service that has it, in no order.
+    pub fn frontends(&self) -> impl Iterator<Item = (&Key, &Frontend, &Arc<Service>)> {
+        self.frontends.iter().map(|(k, c)| (k, &c.winner.frontend, &c.winner.service))
+    }
+
+    /// The frontend of a key and the Service that has it.
+    pub fn frontend(&self, key: &Key) -> Option<(&Frontend, &Arc<Service>)> {
+        self.frontends.get(key).map(|c| (&c.winner.frontend, &c.winner.service))
+    }
+
+    /// Every ClusterIP, in no order.
+    pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.cluster_ips.keys().copied()
+    }
+
+    /// Every address of a possibly local endpoint, in no order.
+    pub fn hairpin(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.hairpin.keys().copied()
+    }
+}

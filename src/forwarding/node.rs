@@ -1,0 +1,78 @@
+//! What forwarding needs to know of the node it runs on.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::cluster::{Endpoint, Family, Protocol};
+
+/// An address, protocol and port that packets are sent to: the key of most sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Destination address.
+    pub address: IpAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Destination port.
+    pub port: u16,
+}
+
+impl Key {
+    /// The family, and so the table, that the key belongs to.
+    pub fn family(&self) -> Family {
+        Family::of(self.address)
+    }
+}
+
+/// How the node tells its own pods' packets from others.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum LocalDetection {
+    /// No way to tell: nothing counts as a pod, and nothing is masqueraded for being off-cluster.
+    #[default]
+    None,
+    /// Source address in set `pod-cidrs`.
+    Cidr,
+    /// Received through this bridge.
+    Bridge(String),
+    /// Received through an interface whose name starts like this.
+    InterfacePrefix(String),
+}
+
+/// The node as forwarding sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its name; endpoints with this `nodeName` are local.
+    pub name: Arc<str>,
+    /// Its zone.
+    pub zone: Option<Arc<str>>,
+    /// The addresses on which NodePorts are served.
+    pub node_port_addresses: Vec<IpAddr>,
+}
+
+impl NodeView {
+    /// Whether an endpoint is on this node.
+    pub fn is_local(&self, endpoint: &Endpoint) -> bool {
+        endpoint.node.as_deref().is_some_and(|n| *n == *self.name)
+    }
+}
+
+/// What is the same for every Service: the ranges of the cluster and how pods are told from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Local detection in IPv4 and in IPv6.
+    pub local_detection: [LocalDetection; 2],
+    /// Ranges of pod addresses, where local detection is by address.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Ranges of service addresses.
+    pub service_cidrs: Vec<IpNet>,
+    /// Masquerade every connection to a ClusterIP.
+    pub masquerade_all: bool,
+}
+
+impl Settings {
+    /// Local detection of a family.
+    pub fn local_detection(&self, family: Family) -> &LocalDetection {
+        &self.local_detection[family as usize]
+    }
+}

@@ -1,0 +1,255 @@
+//! One Service by itself: the addresses it claims, and what happens to packets sent there.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::endpoints::{Categories, Usable, arrange, categorize, hairpin_addresses, merge};
+use super::{Key, NodeView};
+use crate::cluster::{EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
+
+/// The most endpoints of one Service port that are used; more would run into the indices of local endpoints.
+pub const MAX_ENDPOINTS: usize = 32768;
+
+/// What kind of address a frontend is, in the order in which claims to the same address and port win.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// An address of the node with `nodePort`.
+    NodePort,
+    /// `status.loadBalancer.ingress[].ip`.
+    LoadBalancer,
+    /// `spec.externalIPs`.
+    ExternalIp,
+}
+
+impl std::fmt::Display for FrontendKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FrontendKind::ClusterIp => "ClusterIP",
+            FrontendKind::NodePort => "NodePort",
+            FrontendKind::LoadBalancer => "load-balancer address",
+            FrontendKind::ExternalIp => "externalIP",
+        })
+    }
+}
+
+/// What happens to a new connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// It goes to one of these, each with the same share; never empty.
+    Endpoints(Usable),
+    /// It is refused: there is no endpoint anywhere.
+    Refuse,
+    /// It is dropped: there are endpoints, but none that the policy allows here.
+    Drop,
+}
+
+impl Target {
+    fn new(endpoints: &Usable, any: bool) -> Target {
+        match (endpoints.is_empty(), any) {
+            (false, _) => Target::Endpoints(endpoints.clone()),
+            (true, true) => Target::Drop,
+            (true, false) => Target::Refuse,
+        }
+    }
+
+    fn usable(&self) -> Option<&Usable> {
+        match self {
+            Target::Endpoints(endpoints) => Some(endpoints),
+            Target::Refuse | Target::Drop => None,
+        }
+    }
+
+    /// The endpoints; none where it refuses or drops.
+    pub fn endpoints(&self) -> &[SocketAddr] {
+        match self {
+            Target::Endpoints(endpoints) => endpoints,
+            Target::Refuse | Target::Drop => &[],
+        }
+    }
+}
+
+/// Whose connections get an address of the node as their source. A pod that reaches itself always does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Masquerade {
+    /// Those from outside the cluster: ClusterIPs.
+    OffCluster,
+    /// All: external addresses under the Cluster policy, since the reply must come back through here.
+    All,
+    /// The node's own: external addresses under the Local policy, which keeps the source.
+    Own,
+}
+
+/// What happens to packets for one address, protocol and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// For everybody, or, where `outside` is set, for this cluster's pods and this node.
+    pub inside: Target,
+    /// For traffic from outside, where that differs: `externalTrafficPolicy: Local`.
+    pub outside: Option<Target>,
+    /// Masquerade.
+    pub masquerade: Masquerade,
+    /// Who may connect at all; `None`: everybody.
+    pub sources: Option<Arc<[IpNet]>>,
+}
+
+/// A frontend that a Service wants to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Where.
+    pub key: Key,
+    /// Which kind of address it is.
+    pub kind: FrontendKind,
+    /// What for.
+    pub frontend: Frontend,
+}
+
+/// All that one Service asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    /// Its frontends.
+    pub claims: Vec<Claim>,
+    /// Endpoint addresses that may be this node's pods, sorted, each once.
+    pub hairpin: Vec<IpAddr>,
+    /// Ports that have more endpoints than can be used, with their number.
+    pub overfull: Vec<(Arc<str>, usize)>,
+}
+
+/// Works out one Service.
+///
+/// `previous` gives the frontend of a key as it is now, so that endpoints which stay keep their index.
+pub fn forward<'a>(
+    service: &Service,
+    slices: &[Arc<EndpointSlice>],
+    node: &NodeView,
+    previous: impl Fn(&Key) -> Option<&'a Frontend>,
+) -> Forwarding {
+    let mut forwarding = Forwarding::default();
+    for family in Family::ALL {
+        let in_family = |a: &&IpAddr| Family::of(**a) == family;
+        let Some(&cluster_ip) = service.cluster_ips.iter().find(in_family) else { continue };
+        let sources = sources(service, family);
+        for port in &service.ports {
+            let endpoints = merge(slices, family, &port.name, port.protocol);
+            hairpin_addresses(&endpoints, node, &mut forwarding.hairpin);
+            let Categories { mut cluster, mut local, any } = categorize(&endpoints, node);
+            let total = cluster.len().max(local.len());
+            if total > MAX_ENDPOINTS {
+                forwarding.overfull.push((port.name.clone(), total));
+                cluster.truncate(MAX_ENDPOINTS);
+                local.truncate(MAX_ENDPOINTS);
+            }
+            let (mut cluster, mut local) = (Arranged::new(cluster), Arranged::new(local));
+            for (address, port_number, kind) in addresses(service, node, port, family, cluster_ip) {
+                let key = Key { address, protocol: port.protocol, port: port_number };
+                let old = previous(&key);
+                let old_inside = old.and_then(|f| f.inside.usable());
+                let mut cluster = || Target::new(cluster.after(old_inside), any);
+                let frontend = if kind == FrontendKind::ClusterIp {
+                    let inside = match service.internal_policy {
+                        TrafficPolicy::Cluster => cluster(),
+                        TrafficPolicy::Local => Target::new(local.after(old_inside), any),
+                    };
+                    Frontend { inside, outside: None, masquerade: Masquerade::OffCluster, sources: None }
+                } else {
+                    let inside = cluster();
+                    // Without any endpoint inside and outside are refused alike.
+                    let (outside, masquerade) = match service.external_policy {
+                        TrafficPolicy::Cluster => (None, Masquerade::All),
+                        TrafficPolicy::Local => {
+                            let old_outside = old.and_then(|f| f.outside.as_ref()?.usable());
+                            let outside = any.then(|| Target::new(local.after(old_outside), any));
+                            (outside, Masquerade::Own)
+                        }
+                    };
+                    let sources = sources.clone().filter(|_| kind == FrontendKind::LoadBalancer);
+                    Frontend { inside, outside, masquerade, sources }
+                };
+                forwarding.claims.push(Claim { key, kind, frontend });
+            }
+        }
+    }
+    forwarding.hairpin.sort_unstable();
+    forwarding.hairpin.dedup();
+    forwarding
+}
+
+/// Who may use the load-balancer addresses of a family. Ranges that overlap are joined: an nftables interval set
+/// refuses them.
+fn sources(service: &Service, family: Family) -> Option<Arc<[IpNet]>> {
+    let mut ranges: Vec<IpNet> =
+        service.source_ranges.iter().filter(|r| Family::of_net(r) == family).copied().collect();
+    if ranges.len() > 1 {
+        ranges = IpNet::aggregate(&ranges);
+        ranges.sort_unstable();
+    }
+    (!ranges.is_empty()).then(|| ranges.into())
+}
+
+/// Every address of a Service port in one family, with the port number and kind it has there.
+fn addresses(
+    service: &Service,
+    node: &NodeView,
+    port: &ServicePort,
+    family: Family,
+    cluster_ip: IpAddr,
+) -> impl Iterator<Item = (IpAddr, u16, FrontendKind)> {
+    let number = port.port.get();
+    let at = move |kind| move |address: &IpAddr| (*address, number, kind);
+    let node_ports = port
+        .node_port
+        .into_iter()
+        .flat_map(|p| node.node_port_addresses.iter().map(move |a| (*a, p.get(), FrontendKind::NodePort)));
+    std::iter::once((cluster_ip, number, FrontendKind::ClusterIp))
+        .chain(node_ports)
+        .chain(service.load_balancer_ips.iter().map(at(FrontendKind::LoadBalancer)))
+        .chain(service.external_ips.iter().map(at(FrontendKind::ExternalIp)))
+        .filter(move |(address, _, _)| Family::of(*address) == family)
+}
+
+/// One list of endpoints, arranged once for each different order that it had before: the frontends of a Service
+/// port share it.
+struct Arranged {
+    wanted: Vec<SocketAddr>,
+    done: Vec<(Option<Usable>, Usable)>,
+}
+
+impl Arranged {
+    fn new(wanted: Vec<SocketAddr>) -> Arranged {
+        Arranged { wanted, done: Vec::new() }
+    }
+
+    fn after(&mut self, previous: Option<&Usable>) -> &Usable {
+        let known = self.done.iter().position(|(before, _)| match (before, previous) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
+            (None, None) => true,
+            _ => false,
+        });
+        let index = known.unwrap_or_else(|| {
+            let arranged = match previous {
+                // Nothing changed: keep sharing the list that is there.
+                Some(old) if is_arrangement(old, &self.wanted) => old.clone(),
+                old => arrange(old.map_or(&[], |o| &**o), self.wanted.clone()),
+            };
+            self.done.push((previous.cloned(), arranged));
+            self.done.len() - 1
+        });
+        &self.done[index].1
+    }
+}
+
+/// Whether `old` has just the members of `wanted`, each of which is there once.
+fn is_arrangement(old: &[SocketAddr], wanted: &[SocketAddr]) -> bool {
+    if old.len() != wanted.len() {
+        return false;
+    }
+    let sorted = |list: &[SocketAddr]| {
+        let mut list = list.to_vec();
+        list.sort_unstable();
+        list
+    };
+    sorted(old) == sorted(wanted)
+}
