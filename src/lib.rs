@@ -13,6 +13,7 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod config;
 pub mod dataplane;
 pub mod forwarding;
 pub mod netlink;

@@ -198,10 +198,9 @@ impl Desired {
         let service = index.service(name);
         let forwarding = match service {
             Some(service) => forward(service, index.slices_of(name), &self.node, |key| {
-                self.frontends
-                    .get(key)
-                    .map(|claims| &claims.winner.frontend)
-                    .or_else(|| self.adopted.get(key))
+                // What was adopted comes first: another claimant of the key may have been here meanwhile.
+                let now = || self.frontends.get(key).map(|claims| &claims.winner.frontend);
+                self.adopted.get(key).or_else(now)
             }),
             None => Forwarding::default(),
         };
