@@ -4,6 +4,7 @@
 //! [`service::forward`] is one Service by itself; [`Desired`] is all of them together, with the order in which
 //! two Services that claim the same address and port win, and knows what a change changed.
 
+mod affinity;
 mod desired;
 mod endpoints;
 mod node;
@@ -11,7 +12,8 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-pub use desired::{Changes, Conflict, Desired, SetChange};
+pub use affinity::Sticky;
+pub use desired::{Adopted, Changes, Conflict, Desired, SetChange};
 pub use endpoints::{Categories, Usable, arrange, categorize};
 pub use node::{Key, LocalDetection, NodeView, Settings};
-pub use service::{Claim, Forwarding, Frontend, FrontendKind, MAX_ENDPOINTS, Masquerade, Target, forward};
+pub use service::{Claim, Forwarding, Frontend, FrontendKind, MAX_ENDPOINTS, Masquerade, Target};

@@ -11,10 +11,12 @@
 //! Kubernetes types stop in [`source`]; nothing past [`cluster`] knows where an object came from,
 //! nothing before [`dataplane`] knows what an nftables set is, and only [`netlink`] talks to the kernel.
 
+pub mod app;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod dataplane;
 pub mod forwarding;
 pub mod netlink;
+pub mod reconcile;
 pub mod source;

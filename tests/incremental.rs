@@ -4,12 +4,20 @@
 #[path = "support/events.rs"]
 mod events;
 
+use std::time::{Duration, Instant};
+
 use events::{batches, canonical, node, settings, start};
 use proptest::prelude::*;
 use sluice::cluster::{Family, Index};
 use sluice::dataplane::memory::Memory;
 use sluice::dataplane::nftables::plan::{self, Observed};
 use sluice::forwarding::Desired;
+
+/// Time passes between batches: slots of session affinity rest and wake.
+fn clock() -> impl Iterator<Item = Instant> {
+    let start = Instant::now();
+    (0..).map(move |n| start + Duration::from_secs(2 * n))
+}
 
 /// Everything built anew from the objects in the index.
 fn from_scratch(index: &Index) -> Observed {
@@ -30,12 +38,12 @@ proptest! {
         let structure = |f| plan::structure(&Desired::from_scratch(&Index::new(""), node(), settings()).0, f);
         let (first, mut used) = plan::plan(&desired, &memory.observe(structure));
         memory.apply(&first).expect("a first load");
-        for batch in batches {
+        for (batch, now) in batches.into_iter().zip(clock()) {
             for change in batch {
                 index.apply(change);
             }
             let dirty = index.take_dirty();
-            let changes = desired.update(&index, dirty.services);
+            let changes = desired.update(&index, dirty.services, now);
             let plan = plan::plan_changes(&changes, &Family::ALL, &mut used);
             prop_assert_eq!(plan.is_empty(), changes.is_empty());
             if let Err(refused) = memory.apply(&plan) {
@@ -59,11 +67,11 @@ proptest! {
         for batch in batches {
             batch.into_iter().for_each(|change| index.apply(change));
             let dirty = index.take_dirty();
-            let changes = desired.update(&index, dirty.services);
+            let changes = desired.update(&index, dirty.services, Instant::now());
             memory.apply(&plan::plan_changes(&changes, &Family::ALL, &mut used)).expect("a change");
         }
         let observed = memory.observe(structure);
-        let (adopted, _) = Desired::adopting(&index, node(), settings(), plan::adopt(&observed));
+        let (adopted, _) = Desired::adopting(&index, node(), settings(), plan::adopt(&observed), Instant::now());
         let (plan, _) = plan::plan(&adopted, &observed);
         prop_assert!(plan.is_empty(), "{}", plan);
     }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::nftables::model::{Chain, Element, Step, Structure, Verdict};
-use super::nftables::plan::{Observed, ObservedTable, Plan};
+use super::nftables::model::{Chain, Element, Set, Step, Structure, Verdict};
+use super::nftables::plan::{Observed, ObservedTable, Plan, sticky_sets};
 use crate::cluster::Family;
 
 /// Tables in memory.
@@ -20,6 +20,7 @@ pub struct Memory {
 struct Table {
     structure: Structure,
     chains: FxHashSet<Chain>,
+    sticky_sets: u32,
     /// By the element without its data: a set has a key once.
     elements: FxHashMap<Element, Element>,
 }
@@ -56,6 +57,7 @@ impl Memory {
             Some(ObservedTable {
                 difference: differs.then(|| "another structure".into()),
                 chains: table.chains.clone(),
+                sticky_sets: table.sticky_sets,
                 elements: table.elements.values().cloned().collect(),
             })
         };
@@ -80,7 +82,25 @@ fn take(tables: &mut BTreeMap<Family, Table>, family: Family, step: &Step) -> Re
     }
     let table = tables.get_mut(&family).ok_or(Errno::ENOENT)?;
     match step {
-        Step::AddChain(chain) => table.chains.insert(*chain).then_some(()).ok_or(Errno::EEXIST),
+        Step::AddSet(Set::Sticky(k)) if *k == table.sticky_sets => {
+            table.sticky_sets += 1;
+            Ok(())
+        }
+        Step::AddSet(_) => Err(Errno::EEXIST),
+        Step::DeleteSet(Set::Sticky(k)) => {
+            if sticky_sets(&table.chains) > *k {
+                return Err(Errno::EBUSY);
+            }
+            // Sets are deleted from the middle, too; what counts is that none is left.
+            table.sticky_sets.checked_sub(1).map(|n| table.sticky_sets = n).ok_or(Errno::ENOENT)
+        }
+        Step::DeleteSet(_) => Err(Errno::ENOENT),
+        Step::AddChain(chain) => {
+            if sticky_sets([chain]) > table.sticky_sets {
+                return Err(Errno::ENOENT);
+            }
+            table.chains.insert(*chain).then_some(()).ok_or(Errno::EEXIST)
+        }
         Step::DeleteChain(chain) => {
             if table.elements.values().any(|e| goes_to(e) == Some(*chain)) {
                 return Err(Errno::EBUSY);
@@ -99,7 +119,7 @@ fn take(tables: &mut BTreeMap<Family, Table>, family: Family, step: &Step) -> Re
         Step::Delete(element) => {
             table.elements.remove(&without_data(element)).map(|_| ()).ok_or(Errno::ENOENT)
         }
-        Step::DestroyTable | Step::CreateTable(_) | Step::AddSet(_) | Step::DeleteSet(_) => Ok(()),
+        Step::DestroyTable | Step::CreateTable(_) => Ok(()),
     }
 }
 
@@ -124,6 +144,7 @@ fn without_data(element: &Element) -> Element {
             Element::Endpoint(*key, *index, std::net::SocketAddr::new(key.address, 0))
         }
         Element::AffinityId(key, _) => Element::AffinityId(*key, 0),
+        Element::LocalAffinityId(key, _) => Element::LocalAffinityId(*key, 0),
         Element::Slot(id, slot, _) => Element::Slot(*id, *slot, Verdict::Drop),
         Element::Choice(id, index, _) => Element::Choice(*id, *index, Verdict::Drop),
         other => other.clone(),

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::service::{Forwarding, Frontend, FrontendKind, forward};
+use super::affinity::{Ids, PortKey, PortSlots, Slots, Sticky};
+use super::service::{Before, Forwarding, Frontend, FrontendKind, Target, addresses, forward};
 use super::{Key, NodeView, Settings};
-use crate::cluster::{Index, ObjectName, Service};
+use crate::cluster::{Family, Index, ObjectName, Service};
 
 /// What every address and port should do, for one node. Kept up to date service by service; the same as built
 /// from scratch but for the order of endpoints, which follows what was there before.
@@ -24,8 +26,22 @@ pub struct Desired {
     /// Who claims an address as externalIP or load-balancer address; looked at when a ClusterIP comes or goes.
     external: FxHashMap<IpAddr, FxHashSet<ObjectName>>,
     hairpin: FxHashMap<IpAddr, u32>,
-    /// Endpoint lists found in the kernel at start, in whose order ours are put.
-    adopted: FxHashMap<Key, Frontend>,
+    ids: Ids,
+    /// By id, with the number of frontends that send there.
+    stickies: FxHashMap<u32, (Arc<Sticky>, usize)>,
+    /// Found in the kernel at start, for ours to be put into the same order.
+    adopted: Adopted,
+}
+
+/// What is already in the kernel when the desired state is built.
+#[derive(Debug, Default)]
+pub struct Adopted {
+    /// The endpoint lists of each key, in the order of their indices.
+    pub frontends: FxHashMap<Key, Frontend>,
+    /// The slots of keys with affinity.
+    pub slots: FxHashMap<Key, Vec<(u32, SocketAddr)>>,
+    /// How many slots there are in each family: in those, clients may be remembered.
+    pub known_slots: [u32; 2],
 }
 
 /// All claims to one key, the best first.
@@ -55,6 +71,7 @@ struct Record {
     service: Arc<Service>,
     keys: Box<[Key]>,
     hairpin: Box<[IpAddr]>,
+    slots: PortSlots,
 }
 
 /// A claim that lost, or was refused.
@@ -88,6 +105,8 @@ pub struct Changes {
     pub cluster_ips: BTreeMap<IpAddr, SetChange>,
     /// Addresses of possibly local endpoints that came or went.
     pub hairpin: BTreeMap<IpAddr, SetChange>,
+    /// Affinity ids: what stuck to what before and after; both never equal.
+    pub stickies: BTreeMap<u32, (Option<Arc<Sticky>>, Option<Arc<Sticky>>)>,
     /// Claims newly lost.
     pub conflicts: Vec<Conflict>,
     /// Service ports with more endpoints than can be used.
@@ -99,7 +118,10 @@ pub struct Changes {
 impl Changes {
     /// Whether no rule changes.
     pub fn is_empty(&self) -> bool {
-        self.frontends.is_empty() && self.cluster_ips.is_empty() && self.hairpin.is_empty()
+        self.frontends.is_empty()
+            && self.cluster_ips.is_empty()
+            && self.hairpin.is_empty()
+            && self.stickies.is_empty()
     }
 
     fn toggle(set: &mut BTreeMap<IpAddr, SetChange>, address: IpAddr, change: SetChange) {
@@ -117,24 +139,31 @@ impl Changes {
 impl Desired {
     /// Everything, from the final objects.
     pub fn from_scratch(index: &Index, node: NodeView, settings: Settings) -> (Desired, Changes) {
-        Desired::adopting(index, node, settings, FxHashMap::default())
+        Desired::adopting(index, node, settings, Adopted::default(), Instant::now())
     }
 
-    /// Everything, with each endpoint list in the order of `adopted` as far as it has the same members.
+    /// Everything, with each endpoint list in the order of `adopted` as far as it has the same members. `now` is
+    /// for slots of session affinity, which rest when they are freed.
     pub fn adopting(
         index: &Index,
         node: NodeView,
         settings: Settings,
-        adopted: FxHashMap<Key, Frontend>,
+        adopted: Adopted,
+        now: Instant,
     ) -> (Desired, Changes) {
         let mut desired = Desired { settings, node, adopted, ..Desired::default() };
-        let changes = desired.update(index, index.services().map(|s| s.name.clone()));
-        desired.adopted = FxHashMap::default();
+        let changes = desired.update(index, index.services().map(|s| s.name.clone()), now);
+        desired.adopted = Adopted::default();
         (desired, changes)
     }
 
     /// Works out again the Services that changed, and those which that concerns.
-    pub fn update(&mut self, index: &Index, dirty: impl IntoIterator<Item = ObjectName>) -> Changes {
+    pub fn update(
+        &mut self,
+        index: &Index,
+        dirty: impl IntoIterator<Item = ObjectName>,
+        now: Instant,
+    ) -> Changes {
         let mut changes = Changes::default();
         // Sorted, so that the same change gives the same result.
         let mut dirty: Vec<ObjectName> = dirty.into_iter().collect();
@@ -149,10 +178,11 @@ impl Desired {
         let mut concerned: Vec<ObjectName> = concerned.into_iter().collect();
         concerned.sort_unstable();
         for name in dirty.iter().chain(&concerned) {
-            self.set_service(name, index, &mut changes);
+            self.set_service(name, index, now, &mut changes);
         }
         changes.services = dirty.len() + concerned.len();
         changes.frontends.retain(|_, (before, after)| before != after);
+        self.set_stickies(&mut changes);
         changes
     }
 
@@ -194,34 +224,44 @@ impl Desired {
     }
 
     /// Replaces what a Service has by what it should have now.
-    fn set_service(&mut self, name: &ObjectName, index: &Index, changes: &mut Changes) {
+    fn set_service(&mut self, name: &ObjectName, index: &Index, now: Instant, changes: &mut Changes) {
         let service = index.service(name);
-        let forwarding = match service {
-            Some(service) => forward(service, index.slices_of(name), &self.node, |key| {
+        let mut old = self.services.remove(name);
+        let mut slots = match (&mut old, service) {
+            (Some(old), Some(service)) if old.service.created == service.created => {
+                std::mem::take(&mut old.slots)
+            }
+            // Deleted and made again under the same name: nobody sticks to what it was.
+            (Some(old), _) => {
+                old.slots.values().for_each(|slots| self.ids.release(slots.ids()));
+                PortSlots::default()
+            }
+            (None, Some(service)) => self.adopted_slots(service, now),
+            (None, None) => PortSlots::default(),
+        };
+        let forwarding = service.map_or_else(Forwarding::default, |service| {
+            let frontend = |key: &Key| {
                 // What was adopted comes first: another claimant of the key may have been here meanwhile.
                 let now = || self.frontends.get(key).map(|claims| &claims.winner.frontend);
-                self.adopted.get(key).or_else(now)
-            }),
-            None => Forwarding::default(),
-        };
-        let old = self.services.remove(name);
+                self.adopted.frontends.get(key).or_else(now)
+            };
+            let mut before = Before { frontend, slots: &mut slots, ids: &mut self.ids, now };
+            forward(service, index.slices_of(name), &self.node, &mut before)
+        });
         if let Some(old) = &old {
-            for key in &old.keys {
-                self.withdraw(key, name, changes);
-            }
-            for address in old.service.external_ips.iter().chain(&old.service.load_balancer_ips) {
-                if let Some(claimants) = self.external.get_mut(address) {
-                    claimants.remove(name);
-                    if claimants.is_empty() {
-                        self.external.remove(address);
-                    }
-                }
-            }
+            self.retract(old, changes);
         }
-        let Some(service) = service else {
-            self.set_hairpin(&[], old.as_ref(), changes);
-            return;
-        };
+        self.set_hairpin(&forwarding.hairpin, old.as_ref(), changes);
+        let live = |k: &PortKey| service.is_some_and(|s| s.affinity.is_some() && has_port(s, k));
+        let ids = &mut self.ids;
+        slots.retain(|key, slots| {
+            let keep = live(key);
+            if !keep {
+                ids.release(slots.ids());
+            }
+            keep
+        });
+        let Some(service) = service else { return };
         for address in service.external_ips.iter().chain(&service.load_balancer_ips) {
             self.external.entry(*address).or_default().insert(name.clone());
         }
@@ -241,9 +281,48 @@ impl Desired {
         // An address that is, say, both load-balancer address and externalIP has one key twice.
         keys.sort_unstable();
         keys.dedup();
-        self.set_hairpin(&hairpin, old.as_ref(), changes);
-        let record = Record { service: service.clone(), keys: keys.into(), hairpin: hairpin.into() };
+        let (keys, hairpin) = (keys.into(), hairpin.into());
+        let record = Record { service: service.clone(), keys, hairpin, slots };
         self.services.insert(name.clone(), record);
+    }
+
+    /// Takes back what a Service claims.
+    fn retract(&mut self, old: &Record, changes: &mut Changes) {
+        let name = &old.service.name;
+        for key in &old.keys {
+            self.withdraw(key, name, changes);
+        }
+        for address in old.service.external_ips.iter().chain(&old.service.load_balancer_ips) {
+            if let Some(claimants) = self.external.get_mut(address) {
+                claimants.remove(name);
+                if claimants.is_empty() {
+                    self.external.remove(address);
+                }
+            }
+        }
+    }
+
+    /// The slots that a Service's ports have in the kernel.
+    fn adopted_slots(&self, service: &Service, now: Instant) -> PortSlots {
+        let Some(timeout) = service.affinity else { return PortSlots::default() };
+        let until = now + std::time::Duration::from_secs(timeout.into());
+        let mut slots = PortSlots::default();
+        for cluster_ip in &service.cluster_ips {
+            let family = Family::of(*cluster_ip);
+            for port in &service.ports {
+                // Each address of the port has those that may be reached through it; the slots are the same.
+                let keys = addresses(service, &self.node, port, family, *cluster_ip)
+                    .map(|(address, number, _)| Key { address, protocol: port.protocol, port: number });
+                let live: Vec<_> =
+                    keys.filter_map(|k| self.adopted.slots.get(&k)).flatten().copied().collect();
+                if !live.is_empty() {
+                    let known = self.adopted.known_slots[family as usize];
+                    let key = (family, port.protocol, port.name.clone());
+                    slots.insert(key, Slots::adopt(live, known, until));
+                }
+            }
+        }
+        slots
     }
 
     /// The other Service whose ClusterIP this address is, unless it is claimed as a ClusterIP, too.
@@ -319,6 +398,38 @@ impl Desired {
         }
     }
 
+    /// Finds out from the frontends that changed what clients stick to now, and did before.
+    fn set_stickies(&mut self, changes: &mut Changes) {
+        let stickies = |frontend: &Option<Frontend>| {
+            let targets = frontend.iter().flat_map(|f| [Some(&f.inside), f.outside.as_ref()]).flatten();
+            targets.filter_map(Target::sticky).cloned().collect::<Vec<_>>()
+        };
+        for (before, after) in changes.frontends.values() {
+            for sticky in stickies(before) {
+                if let Some((known, count)) = self.stickies.get_mut(&sticky.id) {
+                    changes.stickies.entry(sticky.id).or_insert((Some(known.clone()), None));
+                    *count -= 1;
+                }
+            }
+            for sticky in stickies(after) {
+                let known = self.stickies.get(&sticky.id).map(|(known, _)| known.clone());
+                changes.stickies.entry(sticky.id).or_insert((known, None));
+                let entry = self.stickies.entry(sticky.id).or_insert((sticky.clone(), 0));
+                *entry = (sticky, entry.1 + 1);
+            }
+        }
+        for (id, (_, after)) in &mut changes.stickies {
+            if let Entry::Occupied(entry) = self.stickies.entry(*id) {
+                if entry.get().1 == 0 {
+                    entry.remove();
+                } else {
+                    *after = Some(entry.get().0.clone());
+                }
+            }
+        }
+        changes.stickies.retain(|_, (before, after)| before != after);
+    }
+
     /// The settings that hold for all.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -339,6 +450,11 @@ impl Desired {
         self.frontends.get(key).map(|c| (&c.winner.frontend, &c.winner.service))
     }
 
+    /// Everything that clients stick to, in no order.
+    pub fn stickies(&self) -> impl Iterator<Item = &Arc<Sticky>> {
+        self.stickies.values().map(|(sticky, _)| sticky)
+    }
+
     /// Every ClusterIP, in no order.
     pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.cluster_ips.keys().copied()
@@ -348,4 +464,9 @@ impl Desired {
     pub fn hairpin(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.hairpin.keys().copied()
     }
+}
+
+fn has_port(service: &Service, (family, protocol, name): &PortKey) -> bool {
+    service.cluster_ips.iter().any(|a| Family::of(*a) == *family)
+        && service.ports.iter().any(|p| p.protocol == *protocol && p.name == *name)
 }

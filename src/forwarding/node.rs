@@ -1,6 +1,6 @@
 //! What forwarding needs to know of the node it runs on.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -16,6 +16,13 @@ pub struct Key {
     pub protocol: Protocol,
     /// Destination port.
     pub port: u16,
+}
+
+impl std::fmt::Display for Key {
+    /// As `10.96.0.10:80/tcp` or `[fd00::10]:80/tcp`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.address, self.port), self.protocol)
+    }
 }
 
 impl Key {

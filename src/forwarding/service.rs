@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ipnet::IpNet;
 
+use super::affinity::{Ids, PortSlots, Scope, Sticky};
 use super::endpoints::{Categories, Usable, arrange, categorize, hairpin_addresses, merge};
 use super::{Key, NodeView};
 use crate::cluster::{EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
@@ -41,6 +43,8 @@ impl std::fmt::Display for FrontendKind {
 pub enum Target {
     /// It goes to one of these, each with the same share; never empty.
     Endpoints(Usable),
+    /// As `Endpoints`, but a client goes where it went before.
+    Sticky(Arc<Sticky>),
     /// It is refused: there is no endpoint anywhere.
     Refuse,
     /// It is dropped: there are endpoints, but none that the policy allows here.
@@ -48,27 +52,33 @@ pub enum Target {
 }
 
 impl Target {
-    fn new(endpoints: &Usable, any: bool) -> Target {
-        match (endpoints.is_empty(), any) {
-            (false, _) => Target::Endpoints(endpoints.clone()),
-            (true, true) => Target::Drop,
-            (true, false) => Target::Refuse,
-        }
+    fn none(any: bool) -> Target {
+        if any { Target::Drop } else { Target::Refuse }
     }
 
     fn usable(&self) -> Option<&Usable> {
         match self {
             Target::Endpoints(endpoints) => Some(endpoints),
-            Target::Refuse | Target::Drop => None,
+            Target::Sticky(_) | Target::Refuse | Target::Drop => None,
         }
     }
 
-    /// The endpoints; none where it refuses or drops.
-    pub fn endpoints(&self) -> &[SocketAddr] {
+    /// What clients stick to, with affinity.
+    pub fn sticky(&self) -> Option<&Arc<Sticky>> {
         match self {
-            Target::Endpoints(endpoints) => endpoints,
-            Target::Refuse | Target::Drop => &[],
+            Target::Sticky(sticky) => Some(sticky),
+            Target::Endpoints(_) | Target::Refuse | Target::Drop => None,
         }
+    }
+
+    /// The endpoints, each with its index; none where it refuses or drops.
+    pub fn endpoints(&self) -> impl Iterator<Item = (u32, SocketAddr)> + '_ {
+        let (dense, slots): (&[SocketAddr], &[(u32, SocketAddr)]) = match self {
+            Target::Endpoints(endpoints) => (endpoints, &[]),
+            Target::Sticky(sticky) => (&[], &sticky.live),
+            Target::Refuse | Target::Drop => (&[], &[]),
+        };
+        (0..).zip(dense.iter().copied()).chain(slots.iter().copied())
     }
 }
 
@@ -118,15 +128,28 @@ pub struct Forwarding {
     pub overfull: Vec<(Arc<str>, usize)>,
 }
 
+/// What [`forward`] is to go on from, so that what stays keeps its place.
+pub(super) struct Before<'a, P> {
+    /// The frontend of a key as it is now.
+    pub(super) frontend: P,
+    /// The slots of ports with affinity; brought up to date.
+    pub(super) slots: &'a mut PortSlots,
+    /// Ids for new ones.
+    pub(super) ids: &'a mut Ids,
+    /// The time, for slots that rest.
+    pub(super) now: Instant,
+}
+
 /// Works out one Service.
-///
-/// `previous` gives the frontend of a key as it is now, so that endpoints which stay keep their index.
-pub fn forward<'a>(
+pub(super) fn forward<'a, P>(
     service: &Service,
     slices: &[Arc<EndpointSlice>],
     node: &NodeView,
-    previous: impl Fn(&Key) -> Option<&'a Frontend>,
-) -> Forwarding {
+    before: &mut Before<'_, P>,
+) -> Forwarding
+where
+    P: Fn(&Key) -> Option<&'a Frontend>,
+{
     let mut forwarding = Forwarding::default();
     for family in Family::ALL {
         let in_family = |a: &&IpAddr| Family::of(**a) == family;
@@ -135,39 +158,18 @@ pub fn forward<'a>(
         for port in &service.ports {
             let endpoints = merge(slices, family, &port.name, port.protocol);
             hairpin_addresses(&endpoints, node, &mut forwarding.hairpin);
-            let Categories { mut cluster, mut local, any } = categorize(&endpoints, node);
-            let total = cluster.len().max(local.len());
+            let mut categories = categorize(&endpoints, node);
+            let total = categories.cluster.len().max(categories.local.len());
             if total > MAX_ENDPOINTS {
                 forwarding.overfull.push((port.name.clone(), total));
-                cluster.truncate(MAX_ENDPOINTS);
-                local.truncate(MAX_ENDPOINTS);
+                categories.cluster.truncate(MAX_ENDPOINTS);
+                categories.local.truncate(MAX_ENDPOINTS);
             }
-            let (mut cluster, mut local) = (Arranged::new(cluster), Arranged::new(local));
+            let mut targets = Targets::new(service, port, family, categories, before);
             for (address, port_number, kind) in addresses(service, node, port, family, cluster_ip) {
                 let key = Key { address, protocol: port.protocol, port: port_number };
-                let old = previous(&key);
-                let old_inside = old.and_then(|f| f.inside.usable());
-                let mut cluster = || Target::new(cluster.after(old_inside), any);
-                let frontend = if kind == FrontendKind::ClusterIp {
-                    let inside = match service.internal_policy {
-                        TrafficPolicy::Cluster => cluster(),
-                        TrafficPolicy::Local => Target::new(local.after(old_inside), any),
-                    };
-                    Frontend { inside, outside: None, masquerade: Masquerade::OffCluster, sources: None }
-                } else {
-                    let inside = cluster();
-                    // Without any endpoint inside and outside are refused alike.
-                    let (outside, masquerade) = match service.external_policy {
-                        TrafficPolicy::Cluster => (None, Masquerade::All),
-                        TrafficPolicy::Local => {
-                            let old_outside = old.and_then(|f| f.outside.as_ref()?.usable());
-                            let outside = any.then(|| Target::new(local.after(old_outside), any));
-                            (outside, Masquerade::Own)
-                        }
-                    };
-                    let sources = sources.clone().filter(|_| kind == FrontendKind::LoadBalancer);
-                    Frontend { inside, outside, masquerade, sources }
-                };
+                let sources = sources.clone().filter(|_| kind == FrontendKind::LoadBalancer);
+                let frontend = targets.frontend(service, kind, (before.frontend)(&key), sources);
                 forwarding.claims.push(Claim { key, kind, frontend });
             }
         }
@@ -175,6 +177,81 @@ pub fn forward<'a>(
     forwarding.hairpin.sort_unstable();
     forwarding.hairpin.dedup();
     forwarding
+}
+
+/// The targets of one Service port in one family, from which its frontends are put together.
+struct Targets {
+    cluster: Arranged,
+    local: Arranged,
+    any: bool,
+    /// With affinity: of the Cluster and of the Local policy.
+    sticky: Option<[Option<Arc<Sticky>>; 2]>,
+}
+
+impl Targets {
+    fn new<P>(
+        service: &Service,
+        port: &ServicePort,
+        family: Family,
+        Categories { cluster, local, any }: Categories,
+        before: &mut Before<'_, P>,
+    ) -> Targets {
+        let key = (family, port.protocol, port.name.clone());
+        let uses_local = service.internal_policy == TrafficPolicy::Local
+            || service.external_policy == TrafficPolicy::Local;
+        let sticky = service.affinity.map(|timeout| {
+            let slots = before.slots.entry(key).or_default();
+            let local = if uses_local { &*local } else { &[] };
+            slots.assign(cluster.iter().chain(local), timeout, before.now);
+            [(Scope::Cluster, &*cluster), (Scope::Local, local)].map(|(scope, endpoints)| {
+                if endpoints.is_empty() {
+                    return None;
+                }
+                let id = slots.id(scope, || before.ids.allocate(service, port, family, scope));
+                slots.sticky(id, timeout, endpoints)
+            })
+        });
+        Targets { cluster: Arranged::new(cluster), local: Arranged::new(local), any, sticky }
+    }
+
+    fn target(&mut self, scope: Scope, previous: Option<&Target>) -> Target {
+        if let Some(sticky) = &self.sticky {
+            return sticky[scope as usize].clone().map_or_else(|| Target::none(self.any), Target::Sticky);
+        }
+        let list = match scope {
+            Scope::Cluster => &mut self.cluster,
+            Scope::Local => &mut self.local,
+        };
+        let usable = list.after(previous.and_then(Target::usable));
+        if usable.is_empty() { Target::none(self.any) } else { Target::Endpoints(usable.clone()) }
+    }
+
+    fn frontend(
+        &mut self,
+        service: &Service,
+        kind: FrontendKind,
+        previous: Option<&Frontend>,
+        sources: Option<Arc<[IpNet]>>,
+    ) -> Frontend {
+        let old_inside = previous.map(|f| &f.inside);
+        let old_outside = previous.and_then(|f| f.outside.as_ref());
+        if kind == FrontendKind::ClusterIp {
+            let scope = match service.internal_policy {
+                TrafficPolicy::Cluster => Scope::Cluster,
+                TrafficPolicy::Local => Scope::Local,
+            };
+            let inside = self.target(scope, old_inside);
+            return Frontend { inside, outside: None, masquerade: Masquerade::OffCluster, sources };
+        }
+        let inside = self.target(Scope::Cluster, old_inside);
+        let (outside, masquerade) = match service.external_policy {
+            TrafficPolicy::Cluster => (None, Masquerade::All),
+            // Without any endpoint inside and outside are refused alike.
+            TrafficPolicy::Local if !self.any => (None, Masquerade::Own),
+            TrafficPolicy::Local => (Some(self.target(Scope::Local, old_outside)), Masquerade::Own),
+        };
+        Frontend { inside, outside, masquerade, sources }
+    }
 }
 
 /// Who may use the load-balancer addresses of a family. Ranges that overlap are joined: an nftables interval set
@@ -190,7 +267,7 @@ fn sources(service: &Service, family: Family) -> Option<Arc<[IpNet]>> {
 }
 
 /// Every address of a Service port in one family, with the port number and kind it has there.
-fn addresses(
+pub(super) fn addresses(
     service: &Service,
     node: &NodeView,
     port: &ServicePort,

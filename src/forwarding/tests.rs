@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::service::{Before, forward};
 use super::*;
 use crate::cluster::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Index, ObjectName, Protocol, Service,
@@ -93,12 +95,19 @@ fn short(target: &Target) -> String {
         Target::Refuse => "refuse".into(),
         Target::Drop => "drop".into(),
         Target::Endpoints(list) => list.iter().map(|e| e.ip().to_string()).collect::<Vec<_>>().join(" "),
+        Target::Sticky(sticky) => {
+            let slot = |(slot, e): &(u32, SocketAddr)| format!("{slot}:{}", e.ip());
+            sticky.live.iter().map(slot).collect::<Vec<_>>().join(" ")
+        }
     }
 }
 
 fn run(service: &Service, slices: &[EndpointSlice]) -> Forwarding {
     let slices: Vec<_> = slices.iter().cloned().map(Arc::new).collect();
-    forward(service, &slices, &node(), |_| None)
+    let (mut slots, mut ids) = Default::default();
+    let mut before =
+        Before { frontend: |_: &Key| None, slots: &mut slots, ids: &mut ids, now: Instant::now() };
+    forward(service, &slices, &node(), &mut before)
 }
 
 fn of(forwarding: &Forwarding, kind: FrontendKind) -> &Frontend {
@@ -227,7 +236,7 @@ fn ports_are_matched_by_name_and_protocol() {
         port: 9090.try_into().unwrap(),
     });
     let f = run(&svc, &[two]);
-    let ports: Vec<u16> = f.claims[0].frontend.inside.endpoints().iter().map(|e| e.port()).collect();
+    let ports: Vec<u16> = f.claims[0].frontend.inside.endpoints().map(|(_, e)| e.port()).collect();
     assert_eq!(ports, [8080, 9090], "one name, two numbers");
     assert_eq!(short(&f.claims[1].frontend.inside), "refuse");
 }
@@ -291,14 +300,14 @@ fn the_older_service_wins_and_the_loser_takes_over() {
     assert_eq!(changes.conflicts.len(), 1);
     assert_eq!(changes.conflicts[0].loser.name.as_ref(), "a");
     index.apply(Change::Service(b.name.clone(), None));
-    desired.update(&index, index_dirty(&["b"]));
+    desired.update(&index, index_dirty(&["b"]), Instant::now());
     assert_eq!(winner(&desired, "203.0.113.1:80").as_deref(), Some("a"));
     // A kind that ranks higher wins whatever the age.
     b.external_ips.clear();
     b.load_balancer_ips = vec!["203.0.113.1".parse().unwrap()];
     b.created = 9;
     index.apply(Change::Service(b.name.clone(), Some(b.clone())));
-    desired.update(&index, index_dirty(&["b"]));
+    desired.update(&index, index_dirty(&["b"]), Instant::now());
     assert_eq!(winner(&desired, "203.0.113.1:80").as_deref(), Some("b"));
 }
 
@@ -319,15 +328,15 @@ fn another_services_cluster_ip_cannot_be_claimed() {
         for name in order {
             let service = if name == "a" { &a } else { &evil };
             index.apply(Change::Service(service.name.clone(), Some(service.clone())));
-            conflicts += desired.update(&index, index_dirty(&[name])).conflicts.len();
+            conflicts += desired.update(&index, index_dirty(&[name]), Instant::now()).conflicts.len();
         }
         assert_eq!(winner(&desired, "10.96.0.1:81"), None, "a port that the owner does not even use");
         assert_eq!(conflicts, 1);
         index.apply(Change::Service(a.name.clone(), None));
-        desired.update(&index, index_dirty(&["a"]));
+        desired.update(&index, index_dirty(&["a"]), Instant::now());
         assert_eq!(winner(&desired, "10.96.0.1:81").as_deref(), Some("evil"));
         index.apply(Change::Service(a.name.clone(), Some(a.clone())));
-        desired.update(&index, index_dirty(&["a"]));
+        desired.update(&index, index_dirty(&["a"]), Instant::now());
         assert_eq!(winner(&desired, "10.96.0.1:81"), None);
     }
 }
@@ -339,11 +348,56 @@ fn a_change_changes_no_more_than_it_says() {
     let before = slice("s", "a", &[&format!("{A}@node1"), &format!("{B}@node2")]);
     let mut index = index(&[(&a, &[before]), (&b, &[])]);
     let (mut desired, _) = Desired::from_scratch(&index, node(), Settings::default());
-    assert!(desired.update(&index, index_dirty(&["a", "b"])).is_empty(), "worked out again, nothing new");
+    assert!(
+        desired.update(&index, index_dirty(&["a", "b"]), Instant::now()).is_empty(),
+        "worked out again, nothing new"
+    );
     let after = slice("s", "a", &[&format!("{A}@node1"), &format!("{C}@node3")]);
     index.apply(Change::EndpointSlice(after.name.clone(), Some(after)));
-    let changes = desired.update(&index, index_dirty(&["a"]));
+    let changes = desired.update(&index, index_dirty(&["a"]), Instant::now());
     assert_eq!((changes.frontends.len(), changes.cluster_ips.len(), changes.hairpin.len()), (1, 0, 0));
     let (_, new) = changes.frontends.values().next().unwrap();
     assert_eq!(short(&new.as_ref().unwrap().inside), format!("{A} {C}"));
+}
+
+#[test]
+fn affinity_shares_slots_between_addresses_and_keeps_scopes_apart() {
+    let mut svc = service("a", &["10.96.0.1"]);
+    svc.ports = vec![port("http", 80, Some(30080))];
+    svc.affinity = Some(10800);
+    svc.external_policy = TrafficPolicy::Local;
+    let f = run(&svc, &[slice("s", "a", &[&format!("{A}@node1"), &format!("{B}@node2")])]);
+    let (ip, np) = (of(&f, FrontendKind::ClusterIp), of(&f, FrontendKind::NodePort));
+    assert_eq!(ip.inside, np.inside, "the same clients go to the same endpoints, whatever address they use");
+    assert_eq!(short(&np.inside), format!("0:{A} 1:{B}"));
+    let outside = np.outside.as_ref().unwrap();
+    assert_eq!(short(outside), format!("0:{A}"));
+    let id = |t: &Target| if let Target::Sticky(s) = t { s.id } else { panic!("{t:?}") };
+    assert_ne!(id(&np.inside), id(outside), "outside clients are remembered apart");
+}
+
+#[test]
+fn affinity_slots_stay_with_their_endpoints() {
+    let mut a = service("a", &["10.96.0.1"]);
+    a.affinity = Some(60);
+    let endpoints = |list: &[&str]| slice("s", "a", list);
+    let (x, y, z) = (format!("{A}@node1"), format!("{B}@node2"), format!("{C}@node3"));
+    let mut index = index(&[(&a, &[endpoints(&[&x, &y])])]);
+    let (mut desired, _) = Desired::from_scratch(&index, node(), Settings::default());
+    let at = |desired: &Desired| {
+        let key = Key { address: "10.96.0.1".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+        short(&desired.frontend(&key).unwrap().0.inside)
+    };
+    assert_eq!(at(&desired), format!("0:{A} 1:{B}"));
+    let start = Instant::now();
+    let mut change = |desired: &mut Desired, list: &[&str], seconds| {
+        let slice = endpoints(list);
+        index.apply(Change::EndpointSlice(slice.name.clone(), Some(slice)));
+        desired.update(&index, index_dirty(&["a"]), start + std::time::Duration::from_secs(seconds));
+    };
+    change(&mut desired, &[&y, &z], 1);
+    assert_eq!(at(&desired), format!("1:{B} 2:{C}"), "the freed slot is not given to another");
+    change(&mut desired, &[&y], 2);
+    change(&mut desired, &[&y, &x], 62);
+    assert_eq!(at(&desired), format!("0:{A} 1:{B}"), "until the timeout has passed");
 }

@@ -1,15 +1,17 @@
 //! Random cluster events over a universe small enough that Services, slices and addresses keep colliding.
 
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use rustc_hash::FxHashSet;
 use sluice::cluster::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Index, ObjectName, Protocol, Service,
     ServicePort, TrafficPolicy,
 };
-use sluice::dataplane::nftables::model::{Element, LOCAL_OFFSET};
+use sluice::dataplane::nftables::model::{Chain, Element, Key, LOCAL_OFFSET, Verdict};
 use sluice::dataplane::nftables::plan::{Observed, ObservedTable};
 use sluice::forwarding::{Desired, LocalDetection, NodeView, Settings};
 
@@ -80,47 +82,48 @@ fn service() -> impl Strategy<Value = Service> {
         // Some of these are ClusterIPs of other Services.
         addresses("10.96.0.", "fd00:203::", 4, 2),
         ranges,
-        policy(),
-        policy(),
+        (policy(), policy(), prop::option::weighted(0.3, prop::sample::select(vec![5u32, 60]))),
     )
-        .prop_map(|((ip, families, created), ports, node_port, lb, external, ranges, ext, int)| {
-            let (v4, v6) = (format!("10.96.0.{ip}"), format!("fd00:10:96::{ip}"));
-            let cluster_ips: Vec<IpAddr> = match families {
-                0 => vec![v4],
-                1 => vec![v6],
-                _ => vec![v4, v6],
-            }
-            .iter()
-            .filter_map(|a| a.parse().ok())
-            .collect();
-            let has = |f| cluster_ips.iter().any(|a| Family::of(*a) == f);
-            let own = |list: Vec<IpAddr>| list.into_iter().filter(|a| has(Family::of(*a))).collect();
-            Service {
-                name: ObjectName::new("", ""),
-                created,
-                external_ips: own(external),
-                load_balancer_ips: own(lb),
-                source_ranges: ranges.iter().filter_map(|r| r.parse().ok()).collect(),
-                ports: ports
-                    .into_iter()
-                    .enumerate()
-                    .filter_map(|(i, (name, number, protocol))| {
-                        Some(ServicePort {
-                            name: name.into(),
-                            protocol: Protocol::from_number(protocol)?,
-                            port: number.try_into().ok()?,
-                            node_port: node_port.and_then(|p| (p + i as u16).try_into().ok()),
+        .prop_map(
+            |((ip, families, created), ports, node_port, lb, external, ranges, (ext, int, affinity))| {
+                let (v4, v6) = (format!("10.96.0.{ip}"), format!("fd00:10:96::{ip}"));
+                let cluster_ips: Vec<IpAddr> = match families {
+                    0 => vec![v4],
+                    1 => vec![v6],
+                    _ => vec![v4, v6],
+                }
+                .iter()
+                .filter_map(|a| a.parse().ok())
+                .collect();
+                let has = |f| cluster_ips.iter().any(|a| Family::of(*a) == f);
+                let own = |list: Vec<IpAddr>| list.into_iter().filter(|a| has(Family::of(*a))).collect();
+                Service {
+                    name: ObjectName::new("", ""),
+                    created,
+                    external_ips: own(external),
+                    load_balancer_ips: own(lb),
+                    source_ranges: ranges.iter().filter_map(|r| r.parse().ok()).collect(),
+                    ports: ports
+                        .into_iter()
+                        .enumerate()
+                        .filter_map(|(i, (name, number, protocol))| {
+                            Some(ServicePort {
+                                name: name.into(),
+                                protocol: Protocol::from_number(protocol)?,
+                                port: number.try_into().ok()?,
+                                node_port: node_port.and_then(|p| (p + i as u16).try_into().ok()),
+                            })
                         })
-                    })
-                    .collect(),
-                external_policy: ext,
-                internal_policy: int,
-                affinity: None,
-                health_check_node_port: None,
-                traffic_distribution: None,
-                cluster_ips,
-            }
-        })
+                        .collect(),
+                    external_policy: ext,
+                    internal_policy: int,
+                    affinity,
+                    health_check_node_port: None,
+                    traffic_distribution: None,
+                    cluster_ips,
+                }
+            },
+        )
 }
 
 fn slice() -> impl Strategy<Value = EndpointSlice> {
@@ -171,7 +174,8 @@ pub fn start() -> (Index, Desired) {
     (index, desired)
 }
 
-/// Tables without the numbering of indices: endpoints of a key are numbered in the order of their addresses.
+/// Tables without the numbering of indices, ids and slots: endpoints of a key are numbered in the order of their
+/// addresses, slots of session affinity are left out where the endpoints say the same.
 pub fn canonical(mut observed: Observed) -> Observed {
     for table in observed.values_mut().flatten() {
         renumber(table);
@@ -180,25 +184,48 @@ pub fn canonical(mut observed: Observed) -> Observed {
 }
 
 fn renumber(table: &mut ObservedTable) {
-    let (endpoints, mut rest): (Vec<Element>, Vec<Element>) =
-        table.elements.drain().partition(|e| matches!(e, Element::Endpoint(..)));
-    let mut lists: std::collections::BTreeMap<_, Vec<_>> = std::collections::BTreeMap::new();
-    for element in endpoints {
-        if let Element::Endpoint(key, index, address) = element {
-            lists.entry((key, index >= LOCAL_OFFSET)).or_default().push((index, address));
+    let sticky: BTreeSet<Key> = table
+        .elements
+        .iter()
+        .filter_map(|e| match e {
+            Element::AffinityId(key, _) | Element::LocalAffinityId(key, _) => Some(*key),
+            _ => None,
+        })
+        .collect();
+    let mut lists: BTreeMap<(Key, bool), Vec<(u32, SocketAddr)>> = BTreeMap::new();
+    let mut rest = FxHashSet::default();
+    for element in table.elements.drain() {
+        match element {
+            Element::Endpoint(key, index, address) => {
+                lists.entry((key, index >= LOCAL_OFFSET)).or_default().push((index, address));
+            }
+            // Where to is a matter of slots; that they go somewhere is not.
+            Element::Service(key, Verdict::Goto(Chain::Sticky(_, n))) => {
+                rest.insert(Element::Service(key, Verdict::Goto(Chain::Sticky(0, n))));
+            }
+            Element::LocalService(key, Verdict::Goto(Chain::StickyLocal(_, n))) => {
+                rest.insert(Element::LocalService(key, Verdict::Goto(Chain::StickyLocal(0, n))));
+            }
+            Element::Slot(..) => {}
+            Element::Choice(id, choice, Verdict::Goto(Chain::Pick(timeout, _))) => {
+                rest.insert(Element::Choice(id, choice, Verdict::Goto(Chain::Pick(timeout, 0))));
+            }
+            other => {
+                rest.insert(other);
+            }
         }
     }
     for ((key, local), mut list) in lists {
         let offset = if local { LOCAL_OFFSET } else { 0 };
         list.sort_unstable();
         let indices: Vec<u32> = list.iter().map(|(i, _)| *i - offset).collect();
-        assert!(
-            indices.iter().copied().eq(0..list.len() as u32),
-            "indices of {key:?} are dense: {indices:?}"
-        );
+        let dense = indices.iter().copied().eq(0..list.len() as u32);
+        assert!(dense || sticky.contains(&key), "indices of {key} are dense: {indices:?}");
         let mut addresses: Vec<_> = list.into_iter().map(|(_, a)| a).collect();
         addresses.sort_unstable();
         rest.extend((offset..).zip(addresses).map(|(i, a)| Element::Endpoint(key, i, a)));
     }
-    table.elements.extend(rest);
+    table.chains.retain(|c| !matches!(c, Chain::Sticky(..) | Chain::StickyLocal(..) | Chain::Pick(..)));
+    table.sticky_sets = 0;
+    table.elements = rest;
 }

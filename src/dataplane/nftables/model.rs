@@ -62,12 +62,21 @@ pub enum Chain {
     Pick(u32, u32),
     /// `sticky-M-N`: the client's slot among M, else one of N choices.
     Sticky(u32, u32),
+    /// `sticky-local-M-N`: the same for traffic from outside under the Local policy, which has ids of its own.
+    StickyLocal(u32, u32),
 }
 
 impl Chain {
     /// Whether the chain is there only as long as an element sends packets to it: its name has a count.
     pub fn is_counted(self) -> bool {
-        matches!(self, Chain::Endpoints(_) | Chain::Local(_) | Chain::Pick(..) | Chain::Sticky(..))
+        matches!(
+            self,
+            Chain::Endpoints(_)
+                | Chain::Local(_)
+                | Chain::Pick(..)
+                | Chain::Sticky(..)
+                | Chain::StickyLocal(..)
+        )
     }
 }
 
@@ -100,6 +109,8 @@ pub enum Set {
     Hairpin,
     /// `affinity-ids`: key → id of the service port.
     AffinityIds,
+    /// `local-affinity-ids`: key → id of the service port for traffic from outside under the Local policy.
+    LocalAffinityIds,
     /// `slots`: id . K → pick chain, live slots only.
     Slots,
     /// `choices`: id . 0..N-1 → pick chain, dense.
@@ -137,6 +148,8 @@ pub enum Element {
     Hairpin(IpAddr),
     /// In `affinity-ids`.
     AffinityId(Key, u32),
+    /// In `local-affinity-ids`.
+    LocalAffinityId(Key, u32),
     /// In `slots`: id, slot index, the pick chain.
     Slot(u32, u32, Verdict),
     /// In `choices`: id, dense index, the pick chain.
@@ -160,6 +173,7 @@ impl Element {
             Element::MasqueradeOwn(_) => Set::MasqueradeOwn,
             Element::Hairpin(_) => Set::Hairpin,
             Element::AffinityId(..) => Set::AffinityIds,
+            Element::LocalAffinityId(..) => Set::LocalAffinityIds,
             Element::Slot(..) => Set::Slots,
             Element::Choice(..) => Set::Choices,
         }

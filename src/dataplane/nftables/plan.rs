@@ -7,9 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::model::{Chain, Element, Key, LOCAL_OFFSET, Step, Structure, Verdict};
+use super::model::{Chain, Element, Key, LOCAL_OFFSET, Set, Step, Structure, Verdict};
 use crate::cluster::Family;
-use crate::forwarding::{Changes, Desired, Frontend, Masquerade, SetChange, Target, Usable};
+use crate::forwarding::{Adopted, Changes, Desired, Frontend, Masquerade, SetChange, Sticky, Target};
 
 /// Steps for each family's table, applied in one batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct ObservedTable {
     pub difference: Option<String>,
     /// Its chains of a count.
     pub chains: FxHashSet<Chain>,
+    /// How many sets `sticky-K` there are, from 0 on.
+    pub sticky_sets: u32,
     /// Its elements, but for those that the kernel adds by itself (affinity).
     pub elements: FxHashSet<Element>,
 }
@@ -71,6 +73,21 @@ impl ChainUse {
         chains.sort_unstable();
         chains
     }
+
+    /// How many sets `sticky-K` the chains of a family need.
+    fn sticky_sets(&self, family: Family) -> u32 {
+        sticky_sets(self.0.keys().filter(|(f, _)| *f == family).map(|(_, chain)| chain))
+    }
+}
+
+/// How many sets `sticky-K` these chains need, from 0 on.
+pub fn sticky_sets<'a>(chains: impl IntoIterator<Item = &'a Chain>) -> u32 {
+    let needs = |chain: &Chain| match chain {
+        Chain::Sticky(slots, _) | Chain::StickyLocal(slots, _) => *slots,
+        Chain::Pick(_, slot) => *slot + 1,
+        _ => 0,
+    };
+    chains.into_iter().map(needs).max().unwrap_or(0)
 }
 
 /// The chain of a count that an element sends packets to.
@@ -97,23 +114,25 @@ pub fn structure(desired: &Desired, family: Family) -> Structure {
 
 /// The elements of one frontend.
 pub fn elements_of(key: Key, frontend: &Frontend, out: &mut Vec<Element>) {
-    let verdict = |target: &Target, chain: fn(u32) -> Chain| match target {
-        // At most MAX_ENDPOINTS, so it fits.
-        Target::Endpoints(endpoints) => Verdict::Goto(chain(endpoints.len() as u32)),
-        Target::Refuse => Verdict::Goto(Chain::NoEndpoints),
-        Target::Drop => Verdict::Drop,
-    };
-    let endpoints = |target: &Target, offset: u32, out: &mut Vec<Element>| {
-        out.extend((offset..).zip(target.endpoints()).map(|(i, e)| Element::Endpoint(key, i, *e)));
-    };
-    out.push(Element::Service(key, verdict(&frontend.inside, Chain::Endpoints)));
-    endpoints(&frontend.inside, 0, out);
+    out.push(Element::Service(key, verdict(&frontend.inside, Chain::Endpoints, Chain::Sticky)));
+    out.extend(frontend.inside.endpoints().map(|(i, e)| Element::Endpoint(key, i, e)));
+    if let Target::Sticky(sticky) = &frontend.inside {
+        out.push(Element::AffinityId(key, sticky.id));
+    }
     if frontend.outside.is_some() || frontend.sources.is_some() {
         out.push(Element::Special(key));
     }
     if let Some(outside) = &frontend.outside {
-        out.push(Element::LocalService(key, verdict(outside, Chain::Local)));
-        endpoints(outside, LOCAL_OFFSET, out);
+        out.push(Element::LocalService(key, verdict(outside, Chain::Local, Chain::StickyLocal)));
+        if let Target::Sticky(sticky) = outside {
+            out.push(Element::LocalAffinityId(key, sticky.id));
+            // Both have the slots of the same Service port; what is listed inside is there already.
+            let inside: FxHashSet<u32> = frontend.inside.endpoints().map(|(slot, _)| slot).collect();
+            let only_outside = outside.endpoints().filter(|(slot, _)| !inside.contains(slot));
+            out.extend(only_outside.map(|(slot, e)| Element::Endpoint(key, slot, e)));
+        } else {
+            out.extend(outside.endpoints().map(|(i, e)| Element::Endpoint(key, LOCAL_OFFSET + i, e)));
+        }
     }
     if let Some(sources) = &frontend.sources {
         out.push(Element::Restricted(key));
@@ -124,6 +143,35 @@ pub fn elements_of(key: Key, frontend: &Frontend, out: &mut Vec<Element>) {
         Masquerade::All => out.push(Element::MasqueradeAll(key)),
         Masquerade::Own => out.push(Element::MasqueradeOwn(key)),
     }
+}
+
+fn verdict(target: &Target, plain: fn(u32) -> Chain, sticky: fn(u32, u32) -> Chain) -> Verdict {
+    match target {
+        // At most MAX_ENDPOINTS, so it fits.
+        Target::Endpoints(endpoints) => Verdict::Goto(plain(endpoints.len() as u32)),
+        Target::Sticky(s) => Verdict::Goto(sticky(slots(s), s.live.len() as u32)),
+        Target::Refuse => Verdict::Goto(Chain::NoEndpoints),
+        Target::Drop => Verdict::Drop,
+    }
+}
+
+/// How many slots a client is looked for in.
+fn slots(sticky: &Sticky) -> u32 {
+    sticky.live.last().map_or(0, |(slot, _)| slot + 1)
+}
+
+/// The elements of what clients stick to: each live slot, and the same again without gaps.
+fn elements_of_sticky(sticky: &Sticky, out: &mut Vec<Element>) {
+    for (choice, (slot, _)) in (0..).zip(&sticky.live) {
+        let pick = Verdict::Goto(Chain::Pick(sticky.timeout, *slot));
+        out.push(Element::Slot(sticky.id, *slot, pick));
+        out.push(Element::Choice(sticky.id, choice, pick));
+    }
+}
+
+/// The family of what clients stick to.
+fn family_of(sticky: &Sticky) -> Option<Family> {
+    sticky.live.first().map(|(_, endpoint)| Family::of(endpoint.ip()))
 }
 
 /// Every element of a family's table.
@@ -142,6 +190,9 @@ pub fn elements(desired: &Desired, family: Family) -> Vec<Element> {
         if key.family() == family {
             elements_of(*key, frontend, &mut out);
         }
+    }
+    for sticky in desired.stickies().filter(|s| family_of(s) == Some(family)) {
+        elements_of_sticky(sticky, &mut out);
     }
     out
 }
@@ -172,9 +223,11 @@ pub fn plan(desired: &Desired, observed: &Observed) -> (Plan, ChainUse) {
 fn create(structure: Structure, exists: bool, chains: Vec<Chain>, mut elements: Vec<Element>) -> Vec<Step> {
     elements.sort_unstable();
     let destroy = exists.then_some(Step::DestroyTable);
+    let sets = 0..sticky_sets(&chains);
     destroy
         .into_iter()
         .chain([Step::CreateTable(structure)])
+        .chain(sets.map(|k| Step::AddSet(Set::Sticky(k))))
         .chain(chains.into_iter().map(Step::AddChain))
         .chain(elements.into_iter().map(Step::Add))
         .collect()
@@ -193,24 +246,27 @@ fn difference(observed: &ObservedTable, chains: Vec<Chain>, desired: Vec<Element
     let mut old_chains: Vec<Chain> =
         observed.chains.iter().filter(|c| !chains.contains(c)).copied().collect();
     old_chains.sort_unstable();
-    steps(new_chains, delete, add, old_chains)
+    let sets = (observed.sticky_sets, sticky_sets(&chains));
+    steps(sets, (new_chains, old_chains), delete, add)
 }
 
-/// Chains before the elements that refer to them, an element's old data before its new.
+/// Sets before the chains and chains before the elements that refer to them, an element's old data before its
+/// new; what is no longer referred to last.
 fn steps(
-    new_chains: Vec<Chain>,
+    (sets_before, sets_after): (u32, u32),
+    (new_chains, old_chains): (Vec<Chain>, Vec<Chain>),
     mut delete: Vec<Element>,
     mut add: Vec<Element>,
-    old_chains: Vec<Chain>,
 ) -> Vec<Step> {
     delete.sort_unstable();
     add.sort_unstable();
-    new_chains
-        .into_iter()
-        .map(Step::AddChain)
+    (sets_before..sets_after)
+        .map(|k| Step::AddSet(Set::Sticky(k)))
+        .chain(new_chains.into_iter().map(Step::AddChain))
         .chain(delete.into_iter().map(Step::Delete))
         .chain(add.into_iter().map(Step::Add))
         .chain(old_chains.into_iter().map(Step::DeleteChain))
+        .chain((sets_after..sets_before).map(|k| Step::DeleteSet(Set::Sticky(k))))
         .collect()
 }
 
@@ -238,14 +294,23 @@ pub fn plan_changes(changes: &Changes, families: &[Family], used: &mut ChainUse)
                 elements_of(*key, new, &mut after);
             }
         }
+        for (old, new) in changes.stickies.values() {
+            for (sticky, elements) in [(old, &mut before), (new, &mut after)] {
+                if let Some(sticky) = sticky.as_ref().filter(|s| family_of(s) == Some(*family)) {
+                    elements_of_sticky(sticky, elements);
+                }
+            }
+        }
         let kept: FxHashSet<&Element> = {
             let before: FxHashSet<&Element> = before.iter().collect();
             after.iter().filter(|e| before.contains(e)).collect()
         };
         let delete: Vec<Element> = before.iter().filter(|e| !kept.contains(e)).cloned().collect();
         let add: Vec<Element> = after.iter().filter(|e| !kept.contains(e)).cloned().collect();
-        let (new_chains, old_chains) = used.update(*family, &delete, &add);
-        plan.push(*family, steps(new_chains, delete, add, old_chains));
+        let sets_before = used.sticky_sets(*family);
+        let chains = used.update(*family, &delete, &add);
+        let sets = (sets_before, used.sticky_sets(*family));
+        plan.push(*family, steps(sets, chains, delete, add));
     }
     plan
 }
@@ -278,28 +343,37 @@ impl ChainUse {
     }
 }
 
-/// The endpoint lists that a table holds, in the order of their indices, for [`Desired::adopting`].
-pub fn adopt(observed: &Observed) -> FxHashMap<Key, Frontend> {
-    let mut lists: FxHashMap<Key, (BTreeMap<u32, SocketAddr>, BTreeMap<u32, SocketAddr>)> =
-        FxHashMap::default();
-    for element in observed.values().flatten().flat_map(|t| &t.elements) {
-        if let Element::Endpoint(key, index, endpoint) = element {
-            let (inside, outside) = lists.entry(*key).or_default();
-            let list = if *index < LOCAL_OFFSET { inside } else { outside };
-            list.insert(*index, *endpoint);
+/// The endpoint lists and slots that the tables hold, for [`Desired::adopting`].
+pub fn adopt(observed: &Observed) -> Adopted {
+    let mut adopted = Adopted::default();
+    let mut sticky: FxHashSet<Key> = FxHashSet::default();
+    let mut lists: FxHashMap<Key, [BTreeMap<u32, SocketAddr>; 2]> = FxHashMap::default();
+    for (family, table) in observed.iter().filter_map(|(f, t)| Some((f, t.as_ref()?))) {
+        adopted.known_slots[*family as usize] = table.sticky_sets;
+        for element in &table.elements {
+            match element {
+                Element::Endpoint(key, index, endpoint) => {
+                    let list = usize::from(*index >= LOCAL_OFFSET);
+                    lists.entry(*key).or_default()[list].insert(*index, *endpoint);
+                }
+                Element::AffinityId(key, _) | Element::LocalAffinityId(key, _) => {
+                    sticky.insert(*key);
+                }
+                _ => {}
+            }
         }
     }
-    let target = |list: BTreeMap<u32, SocketAddr>| {
-        let usable: Usable = list.into_values().collect();
-        Target::Endpoints(usable)
-    };
-    let frontend = |(inside, outside): (BTreeMap<_, _>, BTreeMap<_, _>)| Frontend {
-        inside: target(inside),
-        outside: (!outside.is_empty()).then(|| target(outside)),
-        masquerade: Masquerade::OffCluster,
-        sources: None,
-    };
-    lists.into_iter().map(|(key, lists)| (key, frontend(lists))).collect()
+    let target = |list: BTreeMap<u32, SocketAddr>| Target::Endpoints(list.into_values().collect());
+    for (key, [inside, outside]) in lists {
+        if sticky.contains(&key) {
+            adopted.slots.insert(key, inside.into_iter().collect());
+            continue;
+        }
+        let outside = (!outside.is_empty()).then(|| target(outside));
+        let (masquerade, sources) = (Masquerade::OffCluster, None);
+        adopted.frontends.insert(key, Frontend { inside: target(inside), outside, masquerade, sources });
+    }
+    adopted
 }
 
 impl fmt::Display for Plan {

@@ -1,0 +1,39 @@
+# What a newcomer needs: `make demo` and `make test`. Both install what they need (as root, Debian 12 or 13).
+SHELL := /bin/bash
+CARGO ?= cargo
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help deps demo test lint bless bench build static clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps:
+	@.ci/deps
+
+demo: deps ## a node in a network namespace, the real agent, real connections through its rules
+	$(CARGO) build --quiet --bin sluice
+	$(SUDO) env "PATH=$$PATH" $(CARGO) run --quiet --example demo
+
+test: deps ## every test; needs root for network namespaces
+	$(SUDO) env "PATH=$$PATH" $(CARGO) test --no-fail-fast
+
+lint: ## fmt, clippy, licences and sources of dependencies
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	.ci/deny
+
+bless: ## write the golden renderings anew; then look at the difference
+	BLESS=1 $(CARGO) test --test golden
+
+bench: ## figures: index → plan → encode, and the kernel's part (as root)
+	$(SUDO) env "PATH=$$PATH" $(CARGO) bench
+
+build: ## the release binary
+	$(CARGO) build --release --bin sluice
+
+static: ## the release binary, linked statically: target/x86_64-unknown-linux-gnu/release/sluice
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --bin sluice --target $$(rustc -vV | awk '/^host/{print $$2}')
+
+clean: ## what was built
+	$(CARGO) clean

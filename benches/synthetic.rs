@@ -1,0 +1,107 @@
+//! A synthetic cluster: `services` Services with one TCP port and `endpoints` endpoints each.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use sluice::cluster::{
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Index, Interner, ObjectName, Protocol,
+    Service, ServicePort, TrafficPolicy,
+};
+use sluice::forwarding::{LocalDetection, NodeView, Settings};
+
+fn http_port(number: u16) -> std::num::NonZeroU16 {
+    number.try_into().expect("not zero")
+}
+
+/// The Service of this number.
+pub fn service(names: &mut Interner, number: u32) -> Change {
+    let name = ObjectName::new(names.intern("default"), format!("service-{number}"));
+    Change::Service(
+        name.clone(),
+        Some(Service {
+            name,
+            created: 0,
+            cluster_ips: vec![IpAddr::V4(Ipv4Addr::from(0x0a60_0001 + number))],
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            source_ranges: vec![],
+            ports: vec![ServicePort {
+                name: names.intern("http"),
+                protocol: Protocol::Tcp,
+                port: http_port(80),
+                node_port: None,
+            }],
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_node_port: None,
+            traffic_distribution: None,
+        }),
+    )
+}
+
+/// The slice of this number; another `generation` has another last endpoint.
+pub fn slice(names: &mut Interner, number: u32, endpoints: u32, generation: u32) -> Change {
+    let name = ObjectName::new(names.intern("default"), format!("service-{number}-abcde"));
+    let endpoint = |i: u32| {
+        let last = i + 1 == endpoints;
+        let host = number * endpoints + i + if last { 0x0040_0000 + generation } else { 0 };
+        Endpoint {
+            address: IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + host)),
+            conditions: Conditions { ready: true, serving: true, terminating: false },
+            node: None,
+            zone: None,
+            zone_hints: None,
+            node_hints: None,
+        }
+    };
+    let mut endpoints: Vec<Endpoint> = (0..endpoints).map(endpoint).collect();
+    for (i, endpoint) in endpoints.iter_mut().enumerate() {
+        endpoint.node = Some(names.intern(&format!("node-{}", (number as usize + i) % 100)));
+        endpoint.zone = Some(names.intern(["zone-a", "zone-b", "zone-c"][i % 3]));
+    }
+    Change::EndpointSlice(
+        name.clone(),
+        Some(EndpointSlice {
+            name,
+            service: format!("service-{number}").into(),
+            family: Family::Ipv4,
+            ports: vec![EndpointPort {
+                name: names.intern("http"),
+                protocol: Protocol::Tcp,
+                port: http_port(8080),
+            }],
+            endpoints,
+        }),
+    )
+}
+
+/// All changes that make the cluster.
+pub fn changes(services: u32, endpoints: u32) -> Vec<Change> {
+    let mut names = Interner::default();
+    (0..services).flat_map(|n| [service(&mut names, n), slice(&mut names, n, endpoints, 0)]).collect()
+}
+
+/// The cluster, indexed.
+pub fn index(services: u32, endpoints: u32) -> Index {
+    let mut index = Index::new("node-1");
+    changes(services, endpoints).into_iter().for_each(|change| index.apply(change));
+    index.take_dirty();
+    index
+}
+
+/// The node.
+pub fn node() -> NodeView {
+    NodeView { name: "node-1".into(), zone: Some("zone-a".into()), node_port_addresses: vec![] }
+}
+
+/// Its settings.
+pub fn settings() -> Settings {
+    let net = |text: &str| text.parse::<IpNet>().expect("a CIDR");
+    Settings {
+        local_detection: [LocalDetection::Cidr, LocalDetection::None],
+        pod_cidrs: vec![net("10.128.0.0/9")],
+        service_cidrs: vec![net("10.96.0.0/11")],
+        masquerade_all: false,
+    }
+}

@@ -1,0 +1,125 @@
+//! Wires the tasks of `sluice run`: the source feeds a channel, one loop reconciles.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use crate::dataplane::DataPlane;
+use crate::reconcile::Reconciler;
+use crate::source::Batch;
+
+/// How often the kernel is asked whether somebody else changed rules; one request of some 30 µs.
+const DRIFT_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the host's addresses are looked at.
+const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// After a failed sync: the first and the longest time to the next try.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// Reconciles until the source ends or a signal comes. The rules stay.
+pub async fn run<D: DataPlane>(mut reconciler: Reconciler<D>, mut source: mpsc::Receiver<Batch>) {
+    let mut terminate = match signals() {
+        Ok(signals) => signals,
+        Err(error) => {
+            error!(%error, "cannot listen for signals");
+            return;
+        }
+    };
+    let mut drift = interval(DRIFT_INTERVAL);
+    let mut addresses = interval(ADDRESS_INTERVAL);
+    drift.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    reconciler.refresh_host_addresses();
+    let mut complete = false;
+    let mut retry: Option<(Instant, Duration)> = None;
+    let mut look_again = Instant::now();
+    loop {
+        let retry_at = retry.map(|(at, _)| at);
+        tokio::select! {
+            biased;
+            () = terminate.wait() => {
+                info!("terminated; the rules stay in place");
+                return;
+            }
+            batch = source.recv() => {
+                let Some(batch) = batch else {
+                    warn!("the source of objects ended; the rules stay in place");
+                    return;
+                };
+                complete |= batch.synced;
+                reconciler.apply(batch.changes);
+                // What came meanwhile goes into the same transaction.
+                while let Ok(batch) = source.try_recv() {
+                    complete |= batch.synced;
+                    reconciler.apply(batch.changes);
+                }
+            }
+            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
+            _ = drift.tick(), if complete && retry.is_none() => {
+                if Instant::now() < look_again || !disturbed(&mut reconciler) {
+                    continue;
+                }
+                reconciler.resync();
+            }
+            _ = addresses.tick() => {
+                reconciler.refresh_host_addresses();
+                if !complete || reconciler.desired().is_some() {
+                    continue;
+                }
+            }
+        }
+        // Nothing is touched before the source has said everything once, nor before a retry is due.
+        if !complete || retry.is_some_and(|(at, _)| Instant::now() < at) {
+            continue;
+        }
+        match tokio::task::block_in_place(|| reconciler.sync()) {
+            Ok(report) => {
+                retry = None;
+                if report.full {
+                    // Comparing everything may take at most a twentieth of the time.
+                    look_again = Instant::now() + report.elapsed * 20;
+                }
+            }
+            Err(error) => {
+                let wait = retry.map_or(RETRY.0, |(_, wait)| (wait * 2).min(RETRY.1));
+                retry = Some((Instant::now() + wait, wait));
+                error!(%error, retry_ms = wait.as_millis() as u64, "sync failed");
+            }
+        }
+    }
+}
+
+fn disturbed<D: DataPlane>(reconciler: &mut Reconciler<D>) -> bool {
+    match reconciler.disturbed() {
+        Ok(disturbed) => {
+            if disturbed {
+                debug!("somebody else changed rules; comparing");
+            }
+            disturbed
+        }
+        Err(error) => {
+            warn!(%error, "cannot ask the kernel whether rules changed");
+            false
+        }
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+fn signals() -> std::io::Result<Signals> {
+    use tokio::signal::unix::{SignalKind, signal};
+    Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+}
+
+impl Signals {
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `sluice dump`.
+
+use std::io::{BufWriter, Write};
+
+use clap::Args;
+
+use super::logging;
+use super::settings::Settings;
+use crate::cluster::{Family, Index};
+use crate::config::{View, host_addresses};
+use crate::dataplane::nftables::{plan, text};
+use crate::forwarding::Desired;
+use crate::source::manifests::Manifests;
+
+#[derive(Debug, Args)]
+pub struct Dump {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Dump {
+    pub fn execute(self) -> anyhow::Result<()> {
+        logging::warnings_only();
+        let desired = desired(&self.settings)?;
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        for family in Family::ALL {
+            let elements = plan::elements(&desired, family);
+            let chains = plan::chains(family, &elements);
+            text::write_table(&mut out, family, &plan::structure(&desired, family), &chains, elements)?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// The objects of the manifests. A file that cannot be read is an error: half the truth would mislead.
+pub fn load(settings: &Settings) -> anyhow::Result<Index> {
+    let mut manifests = Manifests::open(&settings.manifests)?;
+    let load = manifests.load()?;
+    load.warn();
+    anyhow::ensure!(load.broken.is_empty(), "nothing is printed, since a file cannot be read as a whole");
+    let mut index = Index::new(settings.config()?.node_name);
+    load.changes.into_iter().for_each(|change| index.apply(change));
+    Ok(index)
+}
+
+fn desired(settings: &Settings) -> anyhow::Result<Desired> {
+    let index = load(settings)?;
+    let addresses = match index.node() {
+        // Another node's rules are asked for, as a rule: its object knows its addresses better than this host.
+        Some(node) => node.addresses.clone(),
+        None => host_addresses().unwrap_or_default(),
+    };
+    let View { node, settings, notices } = settings.config()?.view(&index, &addresses);
+    notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+    let (desired, changes) = Desired::from_scratch(&index, node, settings);
+    for c in &changes.conflicts {
+        tracing::warn!(service = %c.loser, winner = %c.winner, "{} ({}) is not served for this Service", c.key, c.kind);
+    }
+    Ok(desired)
+}

@@ -1,0 +1,170 @@
+//! The reconcile loop's body: changes in, one transaction out.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::cluster::{Change, Index};
+use crate::config::{self, Config};
+use crate::dataplane::DataPlane;
+use crate::forwarding::{Changes, Conflict, Desired};
+
+/// Holds the desired state of one node and brings a data plane to it.
+pub struct Reconciler<D> {
+    config: Config,
+    index: Index,
+    plane: D,
+    /// `None` until the first sync, and after a failure: then the whole state is observed and planned.
+    desired: Option<Desired>,
+    conflicts: BTreeSet<Conflict>,
+    notices: Vec<String>,
+    host_addresses: Vec<std::net::IpAddr>,
+}
+
+/// What one sync did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Whether everything was compared, not only what changed.
+    pub full: bool,
+    /// Services that were worked out.
+    pub services: usize,
+    /// Steps that were applied; 0: nothing was written.
+    pub steps: usize,
+    /// Time from the start of the sync to the end of the commit.
+    pub elapsed: Duration,
+}
+
+impl<D: DataPlane> Reconciler<D> {
+    /// Nothing is known yet; nothing is touched before [`sync`](Reconciler::sync).
+    pub fn new(config: Config, plane: D) -> Reconciler<D> {
+        let index = Index::new(config.node_name.clone());
+        Reconciler {
+            config,
+            index,
+            plane,
+            desired: None,
+            conflicts: BTreeSet::new(),
+            notices: Vec::new(),
+            host_addresses: Vec::new(),
+        }
+    }
+
+    /// Takes changes into the index.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            self.index.apply(change);
+        }
+    }
+
+    /// The desired state as of the last sync.
+    pub fn desired(&self) -> Option<&Desired> {
+        self.desired.as_ref()
+    }
+
+    /// The next sync observes and compares everything.
+    pub fn resync(&mut self) {
+        self.desired = None;
+    }
+
+    /// Whether somebody else may have changed the rules.
+    pub fn disturbed(&mut self) -> Result<bool, D::Error> {
+        self.plane.disturbed()
+    }
+
+    /// Looks whether the host's addresses changed; if so, the next sync is a full one.
+    pub fn refresh_host_addresses(&mut self) {
+        match config::host_addresses() {
+            Ok(addresses) if addresses != self.host_addresses => {
+                self.host_addresses = addresses;
+                self.desired = None;
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "cannot read the host's addresses; those known before are used"),
+        }
+    }
+
+    /// Brings the data plane to what the index asks for. After an error the next sync is a full one.
+    pub fn sync(&mut self) -> Result<Report, D::Error> {
+        let start = Instant::now();
+        let dirty = self.index.take_dirty();
+        let full = self.desired.is_none() || dirty.node || dirty.service_cidrs;
+        let (steps, changes) = if full {
+            self.sync_all()?
+        } else {
+            self.sync_dirty(dirty.services)?
+        };
+        self.tell(&changes);
+        let elapsed = start.elapsed();
+        let report = Report { full, services: changes.services, steps, elapsed };
+        let (services, slices, endpoints) = self.index.counts();
+        info!(
+            sync = if full { "full" } else { "partial" },
+            worked_out = report.services,
+            steps,
+            services,
+            slices,
+            endpoints,
+            elapsed_ms = elapsed.as_secs_f64() * 1e3,
+            "synced"
+        );
+        Ok(report)
+    }
+
+    fn sync_all(&mut self) -> Result<(usize, Changes), D::Error> {
+        // Set again only when all went well.
+        self.desired = None;
+        let view = self.config.view(&self.index, &self.host_addresses);
+        if view.notices != self.notices {
+            for notice in view.notices.iter().filter(|n| !self.notices.contains(n)) {
+                warn!("{notice}");
+            }
+            self.notices = view.notices;
+        }
+        let observed = self.plane.observe(&view.settings)?;
+        let adopted = self.plane.adopt(&observed);
+        let (desired, changes) = Desired::adopting(&self.index, view.node, view.settings, adopted, Instant::now());
+        let plan = self.plane.plan(&desired, &observed);
+        drop(observed);
+        let steps = self.plane.steps(&plan);
+        if steps > 0 {
+            self.plane.apply(&plan)?;
+        }
+        self.desired = Some(desired);
+        self.conflicts.clear();
+        Ok((steps, changes))
+    }
+
+    fn sync_dirty(
+        &mut self,
+        dirty: impl IntoIterator<Item = crate::cluster::ObjectName>,
+    ) -> Result<(usize, Changes), D::Error> {
+        let Some(mut desired) = self.desired.take() else { return self.sync_all() };
+        let changes = desired.update(&self.index, dirty, Instant::now());
+        let plan = self.plane.plan_changes(&changes);
+        let steps = self.plane.steps(&plan);
+        if steps > 0 {
+            self.plane.apply(&plan)?;
+        }
+        self.desired = Some(desired);
+        Ok((steps, changes))
+    }
+
+    /// Warns of what the operator should know, once while it lasts.
+    fn tell(&mut self, changes: &Changes) {
+        for (service, port, endpoints) in &changes.overfull {
+            let most = crate::forwarding::MAX_ENDPOINTS;
+            warn!(%service, %port, endpoints, "only the first {most} endpoints are used");
+        }
+        if let Some(desired) = &self.desired {
+            // A claim that lost before may have its address by now.
+            self.conflicts.retain(|c| desired.frontend(&c.key).is_some_and(|(_, s)| s.name == c.winner));
+        }
+        for conflict in &changes.conflicts {
+            if self.conflicts.insert(conflict.clone()) {
+                let Conflict { loser, key, kind, winner } = conflict;
+                warn!(service = %loser, %winner, "{key} ({kind}) is not served for this Service: it belongs to {winner}");
+            }
+        }
+    }
+}
