@@ -2,4 +2,10 @@
 //!
 //! `rules/README.md` draws a packet's way through the tables.
 
+pub mod element;
+pub mod encode;
+pub mod expression;
 pub mod model;
+pub mod schema;
+pub mod text;
+mod uapi;

@@ -2,6 +2,9 @@
 //!
 //! Integers of nfnetlink are big endian; lengths and types are in host order.
 
+use std::fmt::Display;
+use std::io::Write;
+
 /// `NLA_F_NESTED`: the attribute holds attributes.
 const NLA_F_NESTED: u16 = 1 << 15;
 /// Without `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`.
@@ -60,6 +63,19 @@ impl Writer {
         self.header(kind, length);
         self.bytes.extend_from_slice(value.as_bytes());
         self.bytes.push(0);
+        self.pad(length);
+    }
+
+    /// What a value prints, as a string with its terminating zero.
+    #[inline]
+    pub fn display(&mut self, kind: u16, value: impl Display) {
+        let start = self.bytes.len();
+        self.header(kind, 0);
+        // Writing to a Vec does not fail.
+        let _ = write!(self.bytes, "{value}");
+        self.bytes.push(0);
+        let length = self.bytes.len() - start;
+        self.patch(start, length);
         self.pad(length);
     }
 
