@@ -1,6 +1,6 @@
 //! Rules, built once for both uses: each part adds its nft text and its expressions.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use crate::cluster::{Family, Protocol};
 
@@ -35,7 +35,7 @@ pub(super) fn rule(family: Family) -> Rule {
 }
 
 impl Rule {
-    fn say(&mut self, text: std::fmt::Arguments<'_>) {
+    fn say(&mut self, text: fmt::Arguments<'_>) {
         if !self.text.is_empty() {
             self.text.push(' ');
         }
@@ -164,8 +164,10 @@ impl Rule {
         self
     }
 
-    /// `iifname "NAME"`, `iifname != "NAME"`; with `prefix`, `"NAME*"`.
+    /// `iifname "NAME"`, `iifname != "NAME"`; with `prefix`, `"NAME*"`. Names have at most 15 bytes.
     pub(super) fn interface(mut self, is: bool, name: &str, prefix: bool) -> Rule {
+        // A prefix as long as a name can be is a name; nft takes no more.
+        let prefix = prefix && name.len() < 15;
         let not = if is { "" } else { "!= " };
         let star = if prefix { "*" } else { "" };
         self.say(format_args!("iifname {not}\"{name}{star}\""));
@@ -228,5 +230,16 @@ impl Rule {
     /// The user data in which nft keeps the comment: its libnftnl TLV 0.
     pub(in super::super) fn user_data(&self) -> Option<Vec<u8>> {
         self.comment.map(super::comment_user_data)
+    }
+}
+
+impl fmt::Display for Rule {
+    /// As nft lists it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        match self.comment {
+            Some(comment) => write!(f, " comment \"{comment}\""),
+            None => Ok(()),
+        }
     }
 }
