@@ -89,11 +89,7 @@ impl<D: DataPlane> Reconciler<D> {
         let start = Instant::now();
         let dirty = self.index.take_dirty();
         let full = self.desired.is_none() || dirty.node || dirty.service_cidrs;
-        let (steps, changes) = if full {
-            self.sync_all()?
-        } else {
-            self.sync_dirty(dirty.services)?
-        };
+        let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(dirty.services)? };
         self.tell(&changes);
         let elapsed = start.elapsed();
         let report = Report { full, services: changes.services, steps, elapsed };
@@ -123,7 +119,8 @@ impl<D: DataPlane> Reconciler<D> {
         }
         let observed = self.plane.observe(&view.settings)?;
         let adopted = self.plane.adopt(&observed);
-        let (desired, changes) = Desired::adopting(&self.index, view.node, view.settings, adopted, Instant::now());
+        let (desired, changes) =
+            Desired::adopting(&self.index, view.node, view.settings, adopted, Instant::now());
         let plan = self.plane.plan(&desired, &observed);
         drop(observed);
         let steps = self.plane.steps(&plan);

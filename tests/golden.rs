@@ -50,7 +50,11 @@ fn renderings_are_as_recorded() {
             wrong.push(format!("diff {} {}", golden.display(), seen.display()));
         }
     }
-    assert!(wrong.is_empty(), "differ from what was recorded (`make bless` if that is right):\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "differ from what was recorded (`make bless` if that is right):\n{}",
+        wrong.join("\n")
+    );
 }
 
 /// `dump | nft -c -f -`, in a network namespace of its own.
@@ -65,7 +69,8 @@ fn nft_takes_every_rendering() {
             .spawn()
             .expect("unshare and nft are there");
         let text = dump(&path);
-        std::io::Write::write_all(&mut nft.stdin.take().expect("a pipe"), text.as_bytes()).expect("nft reads");
+        std::io::Write::write_all(&mut nft.stdin.take().expect("a pipe"), text.as_bytes())
+            .expect("nft reads");
         let output = nft.wait_with_output().expect("nft ends");
         let talk = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && talk.is_empty(), "{name} (this test needs root): {talk}");

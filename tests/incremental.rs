@@ -23,9 +23,9 @@ fn clock() -> impl Iterator<Item = Instant> {
 fn from_scratch(index: &Index) -> Observed {
     let (desired, _) = Desired::from_scratch(index, node(), settings());
     let mut memory = Memory::default();
-    let (plan, _) = plan::plan(&desired, &memory.observe(|f| plan::structure(&desired, f)));
+    let (plan, _) = plan::plan(&desired, &memory.observe(|f| plan::structure(&settings(), f)));
     memory.apply(&plan).expect("a first load");
-    memory.observe(|f| plan::structure(&desired, f))
+    memory.observe(|f| plan::structure(&settings(), f))
 }
 
 proptest! {
@@ -35,7 +35,7 @@ proptest! {
     fn incremental_equals_from_scratch(batches in batches(1..40)) {
         let (mut index, mut desired) = start();
         let mut memory = Memory::default();
-        let structure = |f| plan::structure(&Desired::from_scratch(&Index::new(""), node(), settings()).0, f);
+        let structure = |f| plan::structure(&settings(), f);
         let (first, mut used) = plan::plan(&desired, &memory.observe(structure));
         memory.apply(&first).expect("a first load");
         for (batch, now) in batches.into_iter().zip(clock()) {
@@ -61,7 +61,7 @@ proptest! {
     fn a_restart_writes_nothing(batches in batches(1..25)) {
         let (mut index, mut desired) = start();
         let mut memory = Memory::default();
-        let structure = |f| plan::structure(&Desired::from_scratch(&Index::new(""), node(), settings()).0, f);
+        let structure = |f| plan::structure(&settings(), f);
         let (first, mut used) = plan::plan(&desired, &memory.observe(structure));
         memory.apply(&first).expect("a first load");
         for batch in batches {

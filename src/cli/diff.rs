@@ -26,7 +26,8 @@ impl Diff {
         notices.iter().for_each(|notice| tracing::warn!("{notice}"));
         let mut plane = Nftables::open()?;
         let observed = plane.observe(&settings)?;
-        let (desired, _) = Desired::adopting(&index, node, settings, plane.adopt(&observed), std::time::Instant::now());
+        let (desired, _) =
+            Desired::adopting(&index, node, settings, plane.adopt(&observed), std::time::Instant::now());
         let plan = plane.plan(&desired, &observed);
         for (family, table) in &observed {
             if let Some(difference) = table.as_ref().and_then(|t| t.difference.as_ref()) {

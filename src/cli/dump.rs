@@ -1,6 +1,6 @@
 //! `sluice dump`.
 
-use std::io::{BufWriter, Write};
+use std::io::Write;
 
 use clap::Args;
 
@@ -8,6 +8,7 @@ use super::logging;
 use super::settings::Settings;
 use crate::cluster::{Family, Index};
 use crate::config::{View, host_addresses};
+use crate::dataplane::nftables::model::Set;
 use crate::dataplane::nftables::{plan, text};
 use crate::forwarding::Desired;
 use crate::source::manifests::Manifests;
@@ -22,13 +23,16 @@ impl Dump {
     pub fn execute(self) -> anyhow::Result<()> {
         logging::warnings_only();
         let desired = desired(&self.settings)?;
-        let mut out = BufWriter::new(std::io::stdout().lock());
+        let mut out = String::new();
         for family in Family::ALL {
             let elements = plan::elements(&desired, family);
             let chains = plan::chains(family, &elements);
-            text::write_table(&mut out, family, &plan::structure(&desired, family), &chains, elements)?;
+            let sets = (0..plan::sticky_sets(&chains)).map(Set::Sticky).collect();
+            let structure = plan::structure(desired.settings(), family);
+            let table = text::Table { structure, chains, sets, elements: elements.iter().collect() };
+            table.write(&mut out, family)?;
         }
-        Ok(out.flush()?)
+        Ok(std::io::stdout().lock().write_all(out.as_bytes())?)
     }
 }
 

@@ -2,6 +2,258 @@
 //!
 //! `rules/README.md` draws a packet's way through the tables.
 
+use nix::errno::Errno;
+use tracing::{debug, warn};
+
+use self::element::Decoded;
+use self::encode::Refused;
+use self::model::{Set, Step};
+use self::plan::{ChainUse, Observed, ObservedTable, Plan};
+use super::DataPlane;
+use crate::cluster::Family;
+use crate::forwarding::{Adopted, Changes, Desired, Settings};
+use crate::netlink::{self, Batch, Socket};
+
+pub mod decode;
+pub mod element;
+pub mod encode;
+pub mod expression;
 pub mod model;
 pub mod plan;
+pub mod schema;
 pub mod text;
+mod uapi;
+
+/// How often tables are read again that changed while they were read.
+const TRIES: usize = 10;
+
+/// Why rules could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel could not be talked to.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// The kernel refused steps of a plan; nothing was changed.
+    #[error("{}{}", .0.first().map_or_else(String::new, Refused::to_string), more(.0))]
+    Refused(Vec<Refused>),
+}
+
+fn more(refused: &[Refused]) -> String {
+    match refused.len() {
+        0 | 1 => String::new(),
+        n => format!(" (and {} more)", n - 1),
+    }
+}
+
+/// The tables `ip sluice` and `ip6 sluice` of one network namespace.
+#[derive(Debug)]
+pub struct Nftables {
+    socket: Socket,
+    /// Families that the kernel has.
+    families: Vec<Family>,
+    used: ChainUse,
+    /// The generation up to which everything that happened to the rules is known.
+    generation: Option<u32>,
+}
+
+impl Nftables {
+    /// Opens a socket in the network namespace of the calling thread. Reading needs no privilege, writing needs
+    /// `CAP_NET_ADMIN`.
+    pub fn open() -> Result<Nftables, Error> {
+        Ok(Nftables {
+            socket: Socket::open()?,
+            families: Family::ALL.to_vec(),
+            used: ChainUse::default(),
+            generation: None,
+        })
+    }
+
+    /// Removes our tables, in one transaction; says which there were.
+    pub fn cleanup(&mut self) -> Result<Vec<Family>, Error> {
+        let mut there = Vec::new();
+        for family in Family::ALL {
+            if decode::observe(&mut self.socket, family)?.is_some() {
+                there.push(family);
+            }
+        }
+        let tables: Vec<_> = there.iter().map(|family| (*family, vec![Step::DestroyTable])).collect();
+        if !tables.is_empty() {
+            self.commit(&tables, &encode::encode(&tables, None))?;
+        }
+        Ok(there)
+    }
+
+    fn read(&mut self, family: Family, settings: &Settings) -> Result<Option<ObservedTable>, netlink::Error> {
+        let Some(found) = decode::observe(&mut self.socket, family)? else { return Ok(None) };
+        let chains: Vec<_> = found.dynamic_chains().collect();
+        let sets: Vec<_> = found.dynamic_sets().collect();
+        let structure = plan::structure(settings, family);
+        let mut table = ObservedTable {
+            difference: found.difference(family, &structure, &chains, &sets),
+            chains: chains.iter().copied().collect(),
+            sticky_sets: sets.len() as u32,
+            ..ObservedTable::default()
+        };
+        // Slots are counted from 0; with a gap the table is somebody else's work.
+        if (0..table.sticky_sets).any(|k| !sets.contains(&Set::Sticky(k))) {
+            table.difference.get_or_insert_with(|| "a set sticky-K is missing".into());
+        }
+        // Without its sets there is nothing to read; it will be replaced.
+        let has = |set: &Set| found.sets.iter().any(|s| s.set == Some(*set));
+        for set in schema::sets().filter(has) {
+            let (elements, difference) = (&mut table.elements, &mut table.difference);
+            decode::elements(&mut self.socket, family, set, |decoded| match decoded {
+                Decoded::Element(element) => {
+                    elements.insert(element);
+                }
+                Decoded::Unknown(key) => {
+                    difference
+                        .get_or_insert_with(|| format!("set {set} has an element that is not ours: {key}"));
+                }
+                Decoded::Sticky(_) | Decoded::Start(_) | Decoded::End(_) => {}
+            })?;
+        }
+        Ok(Some(table))
+    }
+
+    /// Sends a batch; refusals come back with the steps that they are about.
+    fn commit(&mut self, tables: &encode::Plan, batch: &Batch) -> Result<(), Error> {
+        match self.socket.commit(batch) {
+            Err(netlink::Error::Refused(refusals)) => {
+                let refused = refusals.iter().map(|r| encode::refused(tables, batch, r)).collect();
+                Err(Error::Refused(refused))
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Applies tables that do not fit the socket's buffer: what can be done only for tables that are new.
+    fn commit_split(&mut self, plan: &Plan) -> Result<usize, Error> {
+        let capacity = self.socket.send_capacity();
+        let mut tables = plan.tables.clone();
+        let destroy: Vec<_> = tables
+            .iter_mut()
+            .filter(|(_, steps)| steps.first() == Some(&Step::DestroyTable))
+            .map(|(family, steps)| (*family, vec![steps.remove(0)]))
+            .collect();
+        let mut commits = 0;
+        if !destroy.is_empty() {
+            warn!(
+                capacity,
+                "the socket buffer is too small to replace a table at once: services pause meanwhile"
+            );
+            self.commit(&destroy, &encode::encode(&destroy, None))?;
+            commits += 1;
+        }
+        for batch in encode::split(&tables, capacity) {
+            if let Err(error) = self.commit(&tables, &batch) {
+                // Half a table would look like somebody's work at the next try.
+                let undo: Vec<_> = tables.iter().map(|(f, _)| (*f, vec![Step::DestroyTable])).collect();
+                let _ = self.commit(&undo, &encode::encode(&undo, None));
+                return Err(error);
+            }
+            commits += 1;
+        }
+        Ok(commits)
+    }
+
+    /// A family that the kernel lacks is left out from now on. Says whether there was one.
+    fn drop_missing_family(&mut self, plan: &Plan, error: &Error) -> bool {
+        let Error::Refused(refused) = error else { return false };
+        let missing = refused.iter().find_map(|r| {
+            let (family, steps) = plan.tables.get(r.step?.0)?;
+            let of_table = matches!(steps.get(r.step?.1)?, Step::DestroyTable | Step::CreateTable(_));
+            let lacks = matches!(r.errno, Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EPFNOSUPPORT);
+            (of_table && lacks).then_some((*family, r))
+        });
+        let Some((family, reason)) = missing.filter(|_| self.families.len() > 1) else { return false };
+        warn!(%family, %reason, "the kernel has no rules for this family; the other one is served");
+        self.families.retain(|f| *f != family);
+        true
+    }
+}
+
+impl DataPlane for Nftables {
+    type Observed = Observed;
+    type Plan = Plan;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn observe(&mut self, settings: &Settings) -> Result<Observed, Error> {
+        for _ in 0..TRIES {
+            let before = self.socket.generation()?;
+            let mut observed = Observed::new();
+            let mut interrupted = false;
+            for family in self.families.clone() {
+                match self.read(family, settings) {
+                    Ok(table) => {
+                        observed.insert(family, table);
+                    }
+                    // A set that was listed went meanwhile.
+                    Err(netlink::Error::Interrupted | netlink::Error::Request(Errno::ENOENT)) => {
+                        interrupted = true
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if !interrupted && self.socket.generation()? == before {
+                self.generation = Some(before);
+                return Ok(observed);
+            }
+            debug!("rules changed while they were read; reading again");
+        }
+        Err(netlink::Error::Interrupted.into())
+    }
+
+    fn adopt(&self, observed: &Observed) -> Adopted {
+        plan::adopt(observed)
+    }
+
+    fn plan(&mut self, desired: &Desired, observed: &Observed) -> Plan {
+        let (plan, used) = plan::plan(desired, observed);
+        self.used = used;
+        plan
+    }
+
+    fn plan_changes(&mut self, changes: &Changes) -> Plan {
+        plan::plan_changes(changes, &self.families, &mut self.used)
+    }
+
+    fn steps(&self, plan: &Plan) -> usize {
+        plan.len()
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
+        debug!("\n{plan}");
+        let batch = encode::encode(&plan.tables, None);
+        let first_load = plan.tables.iter().all(|(_, steps)| {
+            matches!(steps[..], [Step::CreateTable(_), ..] | [Step::DestroyTable, Step::CreateTable(_), ..])
+        });
+        let result = if first_load && batch.as_bytes().len() > self.socket.send_capacity() {
+            self.commit_split(plan)
+        } else {
+            self.commit(&plan.tables, &batch).map(|()| 1)
+        };
+        match result {
+            Ok(commits) => {
+                // Every commit moves the generation by one. If it moved by more, somebody else wrote, too.
+                let now = self.socket.generation()?;
+                let expected = self.generation.map(|g| g.wrapping_add(commits as u32));
+                self.generation = Some(now).filter(|now| Some(*now) == expected);
+                Ok(())
+            }
+            Err(error) if self.drop_missing_family(plan, &error) => {
+                let tables = plan.tables.iter().filter(|(f, _)| self.families.contains(f)).cloned().collect();
+                self.apply(&Plan { tables })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn disturbed(&mut self) -> Result<bool, Error> {
+        Ok(Some(self.socket.generation()?) != self.generation)
+    }
+}

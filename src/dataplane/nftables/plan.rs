@@ -9,7 +9,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::model::{Chain, Element, Key, LOCAL_OFFSET, Set, Step, Structure, Verdict};
 use crate::cluster::Family;
-use crate::forwarding::{Adopted, Changes, Desired, Frontend, Masquerade, SetChange, Sticky, Target};
+use crate::forwarding::{
+    Adopted, Changes, Desired, Frontend, Masquerade, SetChange, Settings, Sticky, Target,
+};
 
 /// Steps for each family's table, applied in one batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,8 +106,7 @@ fn counted_chain(element: &Element) -> Option<Chain> {
 }
 
 /// The constant part of a family's table.
-pub fn structure(desired: &Desired, family: Family) -> Structure {
-    let settings = desired.settings();
+pub fn structure(settings: &Settings, family: Family) -> Structure {
     Structure {
         local_detection: settings.local_detection(family).clone(),
         masquerade_all: settings.masquerade_all,
@@ -212,7 +213,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> (Plan, ChainUse) {
         let chains = used_here.chains(*family);
         let steps = match table {
             Some(table) if table.difference.is_none() => difference(table, chains, elements),
-            _ => create(structure(desired, *family), table.is_some(), chains, elements),
+            _ => create(structure(desired.settings(), *family), table.is_some(), chains, elements),
         };
         plan.push(*family, steps);
         used.0.extend(used_here.0);
@@ -380,7 +381,7 @@ impl fmt::Display for Plan {
     /// As nft commands.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (family, steps) in &self.tables {
-            write!(f, "{}", super::text::steps(*family, steps))?;
+            super::text::write_plan(f, *family, steps)?;
         }
         Ok(())
     }

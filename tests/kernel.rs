@@ -1,0 +1,9 @@
+//! What sluice sends to the kernel and what it prints, held against the kernel and against nft. Needs root and the
+//! program nft; each test has a network namespace of its own.
+
+#[path = "kernel/bytecode.rs"]
+mod bytecode;
+#[path = "kernel/sample.rs"]
+mod sample;
+#[path = "kernel/space.rs"]
+mod space;
