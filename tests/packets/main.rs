@@ -1,0 +1,123 @@
+//! Real packets through the real agent: a node, its pods and clients out of network namespaces.
+//!
+//! Each case of `testdata/cases` is a test of its name: `cargo test --test packets -- NAME`. Needs root,
+//! iproute2, nft and conntrack, and fails without.
+
+mod agent;
+mod case;
+mod cluster;
+mod lab;
+mod netns;
+mod not_covered;
+mod probe;
+mod run;
+mod server;
+mod topology;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::agent::AgentOptions;
+use crate::case::Case;
+use crate::not_covered::NOT_COVERED;
+
+/// Cases run beside each other, each in a lab of its own: they mostly wait.
+const THREADS: usize = 4;
+
+/// How often failed checks are made again before they count: conntrack entries go just after the rules.
+const REPEATS: usize = 2;
+
+/// Cases of [`NOT_COVERED`] that were run, and whether they passed.
+static NOT_COVERED_SEEN: Mutex<Vec<(String, bool)>> = Mutex::new(Vec::new());
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(Some(THREADS));
+    let trials = match trials() {
+        Ok(trials) => trials,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if !arguments.list {
+        netns::remove_stale();
+        raise_file_limit();
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    lab::close();
+    if !arguments.list {
+        summary();
+    }
+    conclusion.exit_code()
+}
+
+fn trials() -> Result<Vec<Trial>> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/cases");
+    let cases = case::read_all(&directory)?;
+    Ok(cases.into_iter().map(|(file, case)| case_trial(&file, case)).collect())
+}
+
+fn case_trial(file: &str, case: Case) -> Trial {
+    let missing = NOT_COVERED.iter().find(|(name, _)| *name == case.name);
+    Trial::test(format!("{file}::{}", case.name), move || {
+        let result = run_case(&case, if missing.is_some() { 0 } else { REPEATS });
+        if missing.is_some() {
+            let mut seen = NOT_COVERED_SEEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            seen.push((case.name.clone(), result.is_ok()));
+            return Ok(());
+        }
+        result.map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
+fn run_case(case: &Case, repeats: usize) -> Result<()> {
+    let mut lab = lab::take(AgentOptions::new(&binary(), &case.config)?)?;
+    let result = run::run(&mut lab, case, repeats).and_then(|()| lab.clear());
+    match result {
+        Ok(()) => {
+            lab::give_back(lab);
+            Ok(())
+        }
+        Err(error) => Err(anyhow::anyhow!("{error:#}\n{}", lab.report())),
+    }
+}
+
+/// The agent under test: `SLUICE` names another build of it.
+fn binary() -> PathBuf {
+    std::env::var_os("SLUICE").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_sluice")), PathBuf::from)
+}
+
+/// A case may hold thousands of sockets, many systems start with 1024.
+fn raise_file_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where this is refused, a case says which socket could not be made.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(1 << 16), hard);
+    }
+}
+
+fn summary() {
+    let late = run::LATE.load(Ordering::Relaxed);
+    if late > 0 {
+        println!("{late} time(s) checks were right only when repeated a quarter of a second later");
+    }
+    let seen = NOT_COVERED_SEEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (name, passed) in seen.iter() {
+        let reason = NOT_COVERED.iter().find(|(it, _)| it == name).map_or("", |(_, reason)| reason);
+        if *passed {
+            println!("NOW PASSES, remove it from not_covered.rs: {name} ({reason})");
+        } else {
+            println!("not covered yet: {name} ({reason})");
+        }
+    }
+    if !seen.is_empty() {
+        let passed = seen.iter().filter(|(_, passed)| *passed).count();
+        println!("{} case(s) not covered yet, of which {passed} pass", seen.len());
+    }
+}
