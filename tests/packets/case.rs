@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::probe::{Outcome, Source, Target};
+use crate::topology::PodNetwork;
 
 /// One case.
 #[derive(Clone, Debug, Deserialize)]
@@ -20,11 +21,20 @@ pub struct Case {
     /// Changes of the agent's configuration.
     #[serde(default)]
     pub config: Map<String, Value>,
+    /// How the node reaches its pods.
+    #[serde(default)]
+    pub topology: Pods,
     /// The objects to begin with.
     pub manifests: Vec<Value>,
+    /// Rules that an administrator has on the node, loaded before the first flow.
+    #[serde(default)]
+    pub nft: String,
     /// Connections.
     #[serde(default)]
     pub flows: Vec<Flow>,
+    /// Counters of such rules, after the flows.
+    #[serde(default)]
+    pub counters: Vec<Counter>,
     /// HTTP requests.
     #[serde(default)]
     pub http: Vec<Http>,
@@ -50,12 +60,49 @@ pub struct Step {
     pub restart_proxy: bool,
     /// Seconds to wait when the change is in effect.
     pub sleep: f64,
+    /// Rules that an administrator loads when the change is in effect.
+    pub nft: String,
     /// Connections.
     pub flows: Vec<Flow>,
+    /// Counters of such rules, after the flows.
+    pub counters: Vec<Counter>,
     /// HTTP requests.
     pub http: Vec<Http>,
     /// Conntrack entries.
     pub conntrack_gone: Vec<Conntrack>,
+}
+
+/// How the node reaches its pods.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pods {
+    /// By the bridge `cni0` instead of a routed link each.
+    pub bridge: bool,
+    /// Bridged packets pass the IP hooks (`net.bridge.bridge-nf-call-iptables`).
+    pub call_iptables: bool,
+}
+
+impl Pods {
+    /// The same as the topology takes it.
+    pub fn network(self) -> PodNetwork {
+        if self.bridge {
+            PodNetwork::Bridge { call_iptables: self.call_iptables }
+        } else {
+            PodNetwork::Routed
+        }
+    }
+}
+
+/// A named counter of an administrator's table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counter {
+    /// Family and table, `inet admin`.
+    pub table: String,
+    /// The counter's name.
+    pub name: String,
+    /// Whether it counted packets since the last time it was looked at.
+    pub counted: bool,
 }
 
 /// A merge patch of one object.
@@ -95,9 +142,9 @@ pub struct Flow {
     /// One after the other.
     #[serde(default)]
     pub sequential: bool,
-    /// Only the number of different endpoints is expected.
-    #[serde(default)]
-    pub sticky: bool,
+    /// Only the number of different endpoints was recorded. For readers.
+    #[serde(default, rename = "sticky")]
+    pub _sticky: bool,
     /// One socket for this and later flows of this name.
     pub session: Option<String>,
     /// What has to happen.

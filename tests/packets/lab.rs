@@ -156,7 +156,7 @@ impl Lab {
         Ok(())
     }
 
-    /// How many rules each chain and how many elements each set has. Sets that packets fill are left out.
+    /// How many rules each chain and how many elements each set of ours has. Sets that packets fill are left out.
     ///
     /// # Errors
     /// When nft cannot list the rules.
@@ -169,6 +169,9 @@ impl Lab {
                 let name = |kind: &str, key: &str| {
                     format!("{kind} {} {} {}", text("family"), text("table"), text(key))
                 };
+                if !text("table").contains("sluice") {
+                    continue;
+                }
                 let elements = object["elem"].as_array().map_or(0, Vec::len);
                 match kind.as_str() {
                     "chain" => *counts.entry(name("chain", "name")).or_default() += 1,

@@ -25,6 +25,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::agent::AgentOptions;
 use crate::case::Case;
+use crate::lab::Lab;
 use crate::not_covered::NOT_COVERED;
 
 /// Cases run beside each other, each in a lab of its own: they mostly wait.
@@ -78,15 +79,23 @@ fn case_trial(file: &str, case: Case) -> Trial {
 }
 
 fn run_case(case: &Case, repeats: usize) -> Result<()> {
-    let mut lab = lab::take(AgentOptions::new(&binary(), &case.config)?)?;
-    let result = run::run(&mut lab, case, repeats).and_then(|()| lab.clear());
-    match result {
+    let options = AgentOptions::new(&binary(), &case.config)?;
+    // What a case changes on the node besides the agent's rules stays in a lab of its own.
+    let own_lab = case.topology.bridge || changes_node(case);
+    let mut lab =
+        if own_lab { Lab::start(options, case.topology.network())? } else { lab::take(options)? };
+    match run::run(&mut lab, case, repeats).and_then(|()| lab.clear()) {
+        Ok(()) if own_lab => Ok(()),
         Ok(()) => {
             lab::give_back(lab);
             Ok(())
         }
         Err(error) => Err(anyhow::anyhow!("{error:#}\n{}", lab.report())),
     }
+}
+
+fn changes_node(case: &Case) -> bool {
+    !case.nft.is_empty() || case.steps.iter().any(|step| !step.nft.is_empty())
 }
 
 /// The agent under test: `SLUICE` names another build of it.

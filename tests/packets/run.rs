@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::case::{Case, Conntrack, Expect, Flow, Http, Step};
+use crate::case::{Case, Conntrack, Counter, Expect, Flow, Http, Step};
 use crate::lab::Lab;
 use crate::probe::{Client, Observation, Outcome, PATIENCE, SILENCE, Session, http_get};
 use crate::server::runtime;
@@ -44,7 +44,9 @@ pub fn run(lab: &mut Lab, case: &Case, repeats: usize) -> Result<()> {
     let namespace = format!("c-{}", case.name);
     let first = Step {
         apply: case.manifests.clone(),
+        nft: case.nft.clone(),
         flows: case.flows.clone(),
+        counters: case.counters.clone(),
         http: case.http.clone(),
         conntrack_gone: case.conntrack_gone.clone(),
         ..Step::default()
@@ -67,6 +69,7 @@ pub fn run(lab: &mut Lab, case: &Case, repeats: usize) -> Result<()> {
                 break;
             }
         }
+        mismatches.extend(check_counters(&lab.topology, &step.counters)?);
         if !mismatches.is_empty() {
             if repeats > 0 {
                 LATE.fetch_sub(repeats, Ordering::Relaxed);
@@ -97,6 +100,9 @@ fn change(lab: &mut Lab, namespace: &str, step: &Step) -> Result<()> {
         lab.restart_agent()?;
     }
     lab.settle()?;
+    if !step.nft.is_empty() {
+        lab.topology.node.feed("nft", &["-f", "-"], &step.nft)?;
+    }
     sleep(Duration::from_secs_f64(step.sleep));
     Ok(())
 }
@@ -303,6 +309,27 @@ fn check_conntrack(topology: &Topology, wanted: &Conntrack) -> Result<Option<Mis
         expected: say(wanted.expect.gone).to_owned(),
         seen: if gone { say(gone).to_owned() } else { entries.trim().to_owned() },
     }))
+}
+
+/// Reads counters and sets them back.
+fn check_counters(topology: &Topology, counters: &[Counter]) -> Result<Vec<Mismatch>> {
+    let mut mismatches = Vec::new();
+    for counter in counters {
+        let mut arguments = vec!["-j", "reset", "counter"];
+        arguments.extend(counter.table.split_whitespace());
+        arguments.push(&counter.name);
+        let listing: Value = serde_json::from_str(&topology.node.output("nft", &arguments)?)?;
+        let items = listing["nftables"].as_array().into_iter().flatten();
+        let packets = items.filter_map(|item| item["counter"]["packets"].as_u64()).sum::<u64>();
+        if (packets > 0) != counter.counted {
+            mismatches.push(Mismatch {
+                what: format!("counter {} of table {}", counter.name, counter.table),
+                expected: String::from(if counter.counted { "packets" } else { "none" }),
+                seen: format!("{packets} packets"),
+            });
+        }
+    }
+    Ok(mismatches)
 }
 
 fn describe(at: &str, mismatches: &[Mismatch]) -> String {
