@@ -107,11 +107,6 @@ impl Agent {
         Ok(Self { child, log: log.to_owned() })
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Fails when it has ended by itself.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ pub const SENTINEL_PORT: u16 = 4711;
 pub struct Cluster {
     directory: PathBuf,
     objects: Vec<Value>,
-    sentinel: u8,
+    sentinel: u16,
 }
 
 impl Cluster {
@@ -94,8 +94,11 @@ impl Cluster {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&mut self) -> Result<[String; 2]> {
-        self.sentinel = self.sentinel % 100 + 1;
-        let endpoints = [format!("10.128.1.{}", 100 + self.sentinel), format!("fd00:10:128:1::{}", self.sentinel)];
+        // An IPv6 range has room to give every write an address of its own: what an agent left in the kernel a
+        // hundred writes ago is not taken for the last one.
+        self.sentinel = self.sentinel.wrapping_add(1);
+        let number = self.sentinel;
+        let endpoints = [format!("10.128.1.{}", 100 + number % 100), format!("fd00:10:128:1::5:{number:x}")];
         for (index, endpoint) in endpoints.iter().enumerate() {
             let slice = sentinel_slice(index, endpoint);
             self.apply("sentinel", &slice)?;

@@ -1,9 +1,9 @@
 //! A topology with a running agent and its objects, and the pool of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
@@ -124,7 +124,7 @@ impl Lab {
         let client = Client { namespace: self.topology.node.clone(), source: None };
         let wanted = SocketAddr::new(endpoint.parse()?, 7070);
         loop {
-            let seen = runtime().block_on(client.attempts(target, 1, true, Duration::from_millis(500)))?;
+            let seen = runtime().block_on(client.attempts(target, 1, true, Duration::from_millis(150)))?;
             if seen.endpoints.contains_key(&wanted) {
                 return Ok(());
             }
@@ -132,7 +132,9 @@ impl Lab {
                 agent.check()?;
             }
             if written.elapsed() > SETTLE {
-                bail!("a change is not in effect after {SETTLE:?}: {target} should reach {wanted}, seen: {seen}");
+                bail!(
+                    "a change is not in effect after {SETTLE:?}: {target} should reach {wanted}, seen: {seen}"
+                );
             }
             sleep(Duration::from_millis(3));
         }
@@ -161,7 +163,8 @@ impl Lab {
     /// # Errors
     /// When nft cannot list the rules.
     pub fn footprint(&self) -> Result<BTreeMap<String, usize>> {
-        let listing: Value = serde_json::from_str(&self.topology.node.output("nft", &["-j", "list", "ruleset"])?)?;
+        let listing: Value =
+            serde_json::from_str(&self.topology.node.output("nft", &["-j", "list", "ruleset"])?)?;
         let mut counts = BTreeMap::new();
         for item in listing["nftables"].as_array().into_iter().flatten() {
             for (kind, object) in item.as_object().into_iter().flatten() {
@@ -169,7 +172,7 @@ impl Lab {
                 let name = |kind: &str, key: &str| {
                     format!("{kind} {} {} {}", text("family"), text("table"), text(key))
                 };
-                if !text("table").contains("sluice") {
+                if !is_our_table(text("table")) {
                     continue;
                 }
                 let elements = object["elem"].as_array().map_or(0, Vec::len);
@@ -186,9 +189,40 @@ impl Lab {
         Ok(counts)
     }
 
-    /// Where files about this lab go.
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    /// All our chains, rules and elements as lines, without handles and without the indices that only number
+    /// endpoints: their order is not fixed. Sets that packets fill are left out.
+    ///
+    /// # Errors
+    /// When nft cannot list the rules.
+    pub fn rules(&self) -> Result<BTreeSet<String>> {
+        let listing: Value =
+            serde_json::from_str(&self.topology.node.output("nft", &["-j", "list", "ruleset"])?)?;
+        let mut lines = BTreeSet::new();
+        for item in listing["nftables"].as_array().into_iter().flatten() {
+            for (kind, object) in item.as_object().into_iter().flatten() {
+                let is_ours =
+                    ["table", "name"].iter().any(|it| object[it].as_str().is_some_and(is_our_table));
+                if !is_ours || filled_by_packets(object) {
+                    continue;
+                }
+                let mut object = object.clone();
+                let elements = object.as_object_mut().and_then(|map| {
+                    map.remove("handle");
+                    map.remove("elem")
+                });
+                lines.insert(format!("{kind} {object}"));
+                let name = &object["name"];
+                for element in elements.iter().flat_map(|it| it.as_array()).flatten() {
+                    lines.insert(format!(
+                        "{} {} {name} {}",
+                        object["family"],
+                        object["table"],
+                        unnumbered(element)
+                    ));
+                }
+            }
+        }
+        Ok(lines)
     }
 
     fn log(&self) -> PathBuf {
@@ -212,6 +246,22 @@ impl Lab {
             log_tail(&self.log())
         )
     }
+}
+
+fn is_our_table(name: &str) -> bool {
+    name.starts_with("sluice")
+}
+
+/// An element `address . protocol . port . INDEX : endpoint` without the index.
+fn unnumbered(element: &Value) -> Value {
+    let mut element = element.clone();
+    if let Some(key) = element.get_mut(0).and_then(|key| key["concat"].as_array_mut())
+        && key.len() == 4
+        && key[3].is_u64()
+    {
+        key.pop();
+    }
+    element
 }
 
 fn filled_by_packets(set: &Value) -> bool {

@@ -59,7 +59,11 @@ impl Namespace {
                 .output()
                 .with_context(|| format!("start {program}"))?;
             if !output.status.success() {
-                bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+                bail!(
+                    "{program} {}: {}",
+                    arguments.join(" "),
+                    String::from_utf8_lossy(&output.stderr).trim()
+                );
             }
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         })
@@ -100,8 +104,8 @@ impl NamespaceSet {
     /// Without root or `ip`.
     pub fn create<const N: usize>(roles: [&str; N]) -> Result<(Self, [Namespace; N])> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let namespaces = roles
-            .map(|role| Namespace { name: format!("{PREFIX}-{}-{number}-{role}", std::process::id()) });
+        let namespaces =
+            roles.map(|role| Namespace { name: format!("{PREFIX}-{}-{number}-{role}", std::process::id()) });
         let lines: String = namespaces.iter().map(|it| format!("netns add {}\n", it.name)).collect();
         let set = Self { names: namespaces.iter().map(|it| it.name.clone()).collect() };
         feed(Command::new("ip").args(["-batch", "-"]), &lines)

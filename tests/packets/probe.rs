@@ -127,7 +127,7 @@ impl fmt::Display for Source {
         match self {
             Self::Kept => f.write_str("kept"),
             Self::Node => f.write_str("node"),
-            Self::Other(address) => address.fmt(f),
+            Self::Other(_) => f.write_str("neither kept nor node"),
         }
     }
 }
@@ -150,8 +150,8 @@ pub struct Observation {
     pub outcomes: BTreeMap<Outcome, usize>,
     /// How many answers each endpoint gave.
     pub endpoints: BTreeMap<SocketAddr, usize>,
-    /// The sources that each endpoint saw.
-    pub sources: BTreeMap<SocketAddr, BTreeSet<Source>>,
+    /// The sources that each endpoint saw, with their addresses.
+    pub sources: BTreeMap<SocketAddr, BTreeSet<(Source, IpAddr)>>,
 }
 
 impl Observation {
@@ -159,7 +159,7 @@ impl Observation {
         let outcome = match attempt {
             Ok(answer) => {
                 *self.endpoints.entry(answer.endpoint).or_default() += 1;
-                self.sources.entry(answer.endpoint).or_default().insert(answer.source);
+                self.sources.entry(answer.endpoint).or_default().insert((answer.source, answer.seen.ip()));
                 Outcome::Connect
             }
             Err(outcome) => outcome,
@@ -173,7 +173,8 @@ impl fmt::Display for Observation {
         let outcomes: Vec<_> = self.outcomes.iter().map(|(outcome, n)| format!("{outcome} x{n}")).collect();
         write!(f, "{}", outcomes.join(" + "))?;
         for (endpoint, n) in self.endpoints.iter().take(8) {
-            let sources: Vec<_> = self.sources[endpoint].iter().map(ToString::to_string).collect();
+            let sources = self.sources.get(endpoint).into_iter().flatten();
+            let sources: Vec<_> = sources.map(|(source, address)| format!("{source} {address}")).collect();
             write!(f, "; {endpoint} x{n} saw {}", sources.join(" and "))?;
         }
         if self.endpoints.len() > 8 {

@@ -50,9 +50,8 @@ impl Servers {
         for &port in ports {
             for wildcard in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
                 let address = SocketAddr::new(wildcard, port);
-                let (stream, datagram) = namespace.enter(|| {
-                    Ok((bound(address, SockType::Stream)?, bound(address, SockType::Datagram)?))
-                })?;
+                let (stream, datagram) = namespace
+                    .enter(|| Ok((bound(address, SockType::Stream)?, bound(address, SockType::Datagram)?)))?;
                 let listener = tokio::net::TcpListener::from_std(TcpListener::from(stream))?;
                 tasks.spawn(serve_tcp(listener));
                 let socket = tokio::net::UdpSocket::from_std(UdpSocket::from(datagram))?;
