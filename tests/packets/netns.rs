@@ -132,13 +132,21 @@ fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.strip_prefix('-')?.split('-').next()?.parse().ok()
 }
 
+/// A zombie is dead, whoever has not waited for it yet.
 fn alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
+    // The state follows the program's name, which is in parentheses and may hold others.
+    stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
 }
 
 fn remove(names: &[String]) {
+    let mut names = names.to_vec();
+    names.retain(|name| Path::new(NETNS_DIR).join(name).exists());
+    if names.is_empty() {
+        return;
+    }
     let mut pids = BTreeSet::new();
-    for name in names {
+    for name in &names {
         let Ok(output) = Command::new("ip").args(["netns", "pids", name]).output() else { continue };
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         pids.extend(text.split_whitespace().filter_map(|it| it.parse::<i32>().ok()));
