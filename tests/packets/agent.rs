@@ -30,13 +30,7 @@ impl AgentOptions {
     /// On a key that has no flag here.
     pub fn new(binary: &Path, config: &serde_json::Map<String, Value>) -> Result<Self> {
         let mut cluster_cidr = String::from("10.128.0.0/16,fd00:10:128::/48");
-        let mut flags: Vec<String> = [
-            "--hostname-override=node1",
-            "--healthz-bind-address=0.0.0.0:10256",
-            "--metrics-bind-address=0.0.0.0:10249",
-        ]
-        .map(str::to_owned)
-        .to_vec();
+        let mut flags = vec![String::from("--hostname-override=node1")];
         for (key, value) in flatten(config) {
             let flag = match key.as_str() {
                 "clusterCIDR" => {

@@ -23,6 +23,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Map, Value};
 
 use crate::agent::AgentOptions;
 use crate::case::Case;
@@ -69,8 +70,7 @@ fn trials() -> Result<Vec<Trial>> {
         let repeats = if is_covered(&name) { REPEATS } else { 0 };
         trial(&file, &name, move || run_case(&case, repeats))
     });
-    let scenarios =
-        SCENARIOS.iter().map(|scenario| trial("scenarios", scenario.name, || scenario.run(&binary())));
+    let scenarios = SCENARIOS.iter().map(|scenario| trial("scenarios", scenario.name, || scenario.run()));
     Ok(scenarios.chain(cases).collect())
 }
 
@@ -92,7 +92,7 @@ fn trial(group: &str, name: &str, run: impl FnOnce() -> Result<()> + Send + 'sta
 }
 
 fn run_case(case: &Case, repeats: usize) -> Result<()> {
-    let options = AgentOptions::new(&binary(), &case.config)?;
+    let options = options(&case.config)?;
     // What a case changes on the node besides the agent's rules stays in a lab of its own.
     let own_lab = case.topology.bridge || changes_node(case);
     let mut lab = if own_lab { Lab::start(options, case.topology.network())? } else { lab::take(options)? };
@@ -108,6 +108,17 @@ fn run_case(case: &Case, repeats: usize) -> Result<()> {
 
 fn changes_node(case: &Case) -> bool {
     !case.nft.is_empty() || case.steps.iter().any(|step| !step.nft.is_empty())
+}
+
+/// What the agent is started with. The addresses of the HTTP servers are those of the recordings; an agent without
+/// such servers does not know their flags.
+fn options(config: &Map<String, Value>) -> Result<AgentOptions> {
+    let mut options = AgentOptions::new(&binary(), config)?;
+    if HTTP_CHECKS.is_none() {
+        let flags = ["--healthz-bind-address=0.0.0.0:10256", "--metrics-bind-address=0.0.0.0:10249"];
+        options.flags.extend(flags.map(str::to_owned));
+    }
+    Ok(options)
 }
 
 /// The agent under test: `SLUICE` names another build of it.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 
-use crate::agent::AgentOptions;
 use crate::case::Case;
 use crate::lab::Lab;
 use crate::probe::{Client, Observation, PATIENCE, Session};
@@ -41,10 +40,9 @@ impl Scenario {
     ///
     /// # Errors
     /// With what went wrong and where to look.
-    pub fn run(&self, binary: &std::path::Path) -> Result<()> {
+    pub fn run(&self) -> Result<()> {
         let config: Map<String, Value> = serde_json::from_value((self.config)())?;
-        let options = AgentOptions::new(binary, &config)?;
-        let mut lab = Lab::start(options, crate::topology::PodNetwork::Routed)?;
+        let mut lab = Lab::start(crate::options(&config)?, crate::topology::PodNetwork::Routed)?;
         (self.run)(&mut lab).map_err(|error| anyhow!("{error:#}\n{}", lab.report()))
     }
 }
