@@ -1,0 +1,310 @@
+//! A topology with a running agent and its objects, and the pool of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::agent::{Agent, AgentOptions, log_tail};
+use crate::cluster::{Cluster, SENTINEL, SENTINEL_PORT};
+use crate::probe::{Client, Protocol, Target};
+use crate::server::runtime;
+use crate::topology::{PodNetwork, Topology};
+
+/// Longest time from a written manifest to packets that meet it.
+const SETTLE: Duration = Duration::from_secs(10);
+
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// Everything a case needs.
+#[derive(Debug)]
+pub struct Lab {
+    // The agent ends before the namespaces go.
+    agent: Option<Agent>,
+    options: AgentOptions,
+    /// The objects that the agent reads.
+    pub cluster: Cluster,
+    /// The namespaces.
+    pub topology: Topology,
+    directory: PathBuf,
+    keep_directory: bool,
+    /// What the agent has in the kernel without any service but the sentinel.
+    empty: BTreeMap<String, usize>,
+}
+
+impl Lab {
+    /// Builds a topology and starts an agent in it.
+    ///
+    /// # Errors
+    /// When the topology cannot be built, or the agent does not serve.
+    pub fn start(options: AgentOptions, pod_network: PodNetwork) -> Result<Self> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("sluice-packets-{}-{number}", std::process::id()));
+        fs::create_dir_all(&directory)?;
+        let mut lab = Self {
+            agent: None,
+            options,
+            cluster: Cluster::new(&directory.join("manifests"))?,
+            topology: Topology::build(pod_network)?,
+            directory,
+            keep_directory: false,
+            empty: BTreeMap::new(),
+        };
+        lab.begin()?;
+        Ok(lab)
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.cluster.write()?;
+        self.start_agent()?;
+        self.settle().context("the first start")?;
+        self.empty = self.footprint()?;
+        Ok(())
+    }
+
+    /// Starts the agent on a kernel as the last one left it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let (node, manifests) = (&self.topology.node, self.cluster.directory());
+        self.agent = Some(Agent::start(node, &self.options, manifests, &self.log())?);
+        Ok(())
+    }
+
+    /// The running agent, taken out to be ended.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn take_agent(&mut self) -> Result<Agent> {
+        self.agent.take().context("no agent is running")
+    }
+
+    /// Ends the agent in the orderly way and starts it again.
+    ///
+    /// # Errors
+    /// When it does not end, or not start.
+    pub fn restart_agent(&mut self) -> Result<()> {
+        self.take_agent()?.terminate()?;
+        self.start_agent()
+    }
+
+    /// Another configuration, on a kernel without any rules.
+    fn reconfigure(&mut self, options: AgentOptions) -> Result<()> {
+        self.take_agent()?.terminate()?;
+        self.topology.node.output("nft", &["flush", "ruleset"])?;
+        self.options = options;
+        self.begin()
+    }
+
+    /// Writes the objects and waits until packets meet them: the sentinel's new endpoints, written in the same
+    /// file, answer in both families.
+    ///
+    /// # Errors
+    /// When they do not within ten seconds, or the agent ended.
+    pub fn settle(&mut self) -> Result<Duration> {
+        let endpoints = self.cluster.write()?;
+        let written = Instant::now();
+        for (service, endpoint) in SENTINEL.iter().zip(&endpoints) {
+            self.await_sentinel(service, endpoint, written)?;
+        }
+        Ok(written.elapsed())
+    }
+
+    fn await_sentinel(&mut self, service: &str, endpoint: &str, written: Instant) -> Result<()> {
+        let address = SocketAddr::new(service.parse()?, SENTINEL_PORT);
+        let target = Target { address, protocol: Protocol::Tcp };
+        let client = Client { namespace: self.topology.node.clone(), source: None };
+        let wanted = SocketAddr::new(endpoint.parse()?, 7070);
+        loop {
+            let seen = runtime().block_on(client.attempts(target, 1, true, Duration::from_millis(150)))?;
+            if seen.endpoints.contains_key(&wanted) {
+                return Ok(());
+            }
+            if let Some(agent) = &mut self.agent {
+                agent.check()?;
+            }
+            if written.elapsed() > SETTLE {
+                bail!(
+                    "a change is not in effect after {SETTLE:?}: {target} should reach {wanted}, seen: {seen}"
+                );
+            }
+            sleep(Duration::from_millis(3));
+        }
+    }
+
+    /// Back to no objects and no remembered connections.
+    ///
+    /// # Errors
+    /// When the agent leaves chains or elements behind.
+    pub fn clear(&mut self) -> Result<()> {
+        self.cluster.reset();
+        self.settle().context("after the objects were removed")?;
+        self.topology.node.output("conntrack", &["-F"])?;
+        let left = self.footprint()?;
+        for (what, count) in &left {
+            let before = self.empty.get(what).copied().unwrap_or(0);
+            if *count > before {
+                bail!("after all objects were removed, {what} has {count}, but had {before} before");
+            }
+        }
+        Ok(())
+    }
+
+    /// How many rules each chain and how many elements each set of ours has. Sets that packets fill are left out.
+    ///
+    /// # Errors
+    /// When nft cannot list the rules.
+    pub fn footprint(&self) -> Result<BTreeMap<String, usize>> {
+        let listing: Value =
+            serde_json::from_str(&self.topology.node.output("nft", &["-j", "list", "ruleset"])?)?;
+        let mut counts = BTreeMap::new();
+        for item in listing["nftables"].as_array().into_iter().flatten() {
+            for (kind, object) in item.as_object().into_iter().flatten() {
+                let text = |key: &str| object[key].as_str().unwrap_or_default();
+                let name = |kind: &str, key: &str| {
+                    format!("{kind} {} {} {}", text("family"), text("table"), text(key))
+                };
+                if !is_our_table(text("table")) {
+                    continue;
+                }
+                let elements = object["elem"].as_array().map_or(0, Vec::len);
+                match kind.as_str() {
+                    "chain" => *counts.entry(name("chain", "name")).or_default() += 1,
+                    "rule" => *counts.entry(name("chain", "chain")).or_default() += 1,
+                    "set" | "map" if !filled_by_packets(object) => {
+                        counts.insert(name(kind, "name"), elements + 1);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(counts)
+    }
+
+    /// All our chains, rules and elements as lines, without handles and without the indices that only number
+    /// endpoints: their order is not fixed. Sets that packets fill are left out.
+    ///
+    /// # Errors
+    /// When nft cannot list the rules.
+    pub fn rules(&self) -> Result<BTreeSet<String>> {
+        let listing: Value =
+            serde_json::from_str(&self.topology.node.output("nft", &["-j", "list", "ruleset"])?)?;
+        let mut lines = BTreeSet::new();
+        for item in listing["nftables"].as_array().into_iter().flatten() {
+            for (kind, object) in item.as_object().into_iter().flatten() {
+                let is_ours =
+                    ["table", "name"].iter().any(|it| object[it].as_str().is_some_and(is_our_table));
+                if !is_ours || filled_by_packets(object) {
+                    continue;
+                }
+                let mut object = object.clone();
+                let elements = object.as_object_mut().and_then(|map| {
+                    map.remove("handle");
+                    map.remove("elem")
+                });
+                lines.insert(format!("{kind} {object}"));
+                let name = &object["name"];
+                for element in elements.iter().flat_map(|it| it.as_array()).flatten() {
+                    lines.insert(format!(
+                        "{} {} {name} {}",
+                        object["family"],
+                        object["table"],
+                        unnumbered(element)
+                    ));
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.join("agent.log")
+    }
+
+    /// The end of the agent's log, and the path of a file with the node's rules. The directory is kept.
+    pub fn report(&mut self) -> String {
+        self.keep_directory = true;
+        let rules = self.directory.join("ruleset.nft");
+        let listing = self.topology.node.output("nft", &["list", "ruleset"]);
+        let written = listing.and_then(|text| fs::write(&rules, text).map_err(Into::into));
+        let rules = match written {
+            Ok(()) => rules.display().to_string(),
+            Err(error) => format!("(not listed: {error:#})"),
+        };
+        format!(
+            "rules of the node: {rules}\nobjects: {}\nagent's flags: {}\nend of the agent's log:\n{}",
+            self.cluster.directory().display(),
+            self.options.flags.join(" "),
+            log_tail(&self.log())
+        )
+    }
+}
+
+fn is_our_table(name: &str) -> bool {
+    name.starts_with("sluice")
+}
+
+/// An element `address . protocol . port . INDEX : endpoint` without the index.
+fn unnumbered(element: &Value) -> Value {
+    let mut element = element.clone();
+    if let Some(key) = element.get_mut(0).and_then(|key| key["concat"].as_array_mut())
+        && key.len() == 4
+        && key[3].is_u64()
+    {
+        key.pop();
+    }
+    element
+}
+
+fn filled_by_packets(set: &Value) -> bool {
+    set["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "dynamic"))
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.keep_directory {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+/// Labs that wait for their next case. A lab whose case failed is not given back.
+static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
+
+/// A lab with routed pods and these options, empty: a waiting one where there is one.
+///
+/// # Errors
+/// As [`Lab::start`].
+pub fn take(options: AgentOptions) -> Result<Lab> {
+    let waiting = {
+        let mut pool = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let same = pool.iter().position(|lab| lab.options.flags == options.flags);
+        same.or_else(|| pool.len().checked_sub(1)).map(|index| pool.swap_remove(index))
+    };
+    match waiting {
+        Some(lab) if lab.options.flags == options.flags => Ok(lab),
+        Some(mut lab) => {
+            lab.reconfigure(options)?;
+            Ok(lab)
+        }
+        None => Lab::start(options, PodNetwork::Routed),
+    }
+}
+
+/// Gives a lab back that is empty again.
+pub fn give_back(lab: Lab) {
+    POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(lab);
+}
+
+/// Removes all waiting labs.
+pub fn close() {
+    POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+}

@@ -1,0 +1,125 @@
+//! What does not fit into a case: agents that end and start, many connections, links that come and go.
+
+mod churn;
+mod packets;
+mod restart;
+
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail};
+use serde_json::{Map, Value, json};
+
+use crate::case::Case;
+use crate::lab::Lab;
+use crate::probe::{Client, Observation, PATIENCE, Session};
+use crate::run;
+use crate::server::runtime;
+
+/// A scenario: its name, the agent's configuration, and what it does with a lab of its own.
+pub struct Scenario {
+    /// Unique, as cases are.
+    pub name: &'static str,
+    config: fn() -> Value,
+    run: fn(&mut Lab) -> Result<()>,
+}
+
+/// All of them.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "restart-under-traffic", config: usual, run: restart::restart_under_traffic },
+    Scenario { name: "rules-stay-without-agent", config: usual, run: restart::rules_stay_without_agent },
+    Scenario { name: "killed-while-objects-change", config: usual, run: churn::killed_while_objects_change },
+    Scenario { name: "ruleset-flushed", config: usual, run: restart::ruleset_flushed },
+    Scenario { name: "equal-shares", config: usual, run: packets::equal_shares },
+    Scenario { name: "many-connections-masqueraded", config: usual, run: packets::many_masqueraded },
+    Scenario { name: "syn-to-dead-endpoint", config: usual, run: packets::syn_to_dead_endpoint },
+    Scenario { name: "interface-that-comes-later", config: late_interface, run: packets::interface_later },
+];
+
+impl Scenario {
+    /// Runs it, in a lab that is removed afterwards.
+    ///
+    /// # Errors
+    /// With what went wrong and where to look.
+    pub fn run(&self) -> Result<()> {
+        let config: Map<String, Value> = serde_json::from_value((self.config)())?;
+        let mut lab = Lab::start(crate::options(&config)?, crate::topology::PodNetwork::Routed)?;
+        (self.run)(&mut lab).map_err(|error| anyhow!("{error:#}\n{}", lab.report()))
+    }
+}
+
+fn usual() -> Value {
+    json!({})
+}
+
+fn late_interface() -> Value {
+    json!({"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "late"}})
+}
+
+/// A Service with one TCP port 80 and, if given, a node port.
+fn service(name: &str, cluster_ip: &str, node_port: Option<u16>) -> Value {
+    let mut port = json!({"name": "t", "port": 80, "targetPort": 8080, "protocol": "TCP"});
+    let mut spec = json!({"clusterIP": cluster_ip});
+    if let Some(node_port) = node_port {
+        port["nodePort"] = json!(node_port);
+        spec["type"] = json!("NodePort");
+    }
+    spec["ports"] = json!([port]);
+    json!({"kind": "Service", "metadata": {"name": name}, "spec": spec})
+}
+
+/// The slice of such a Service.
+fn slice(service: &str, addresses: &[String]) -> Value {
+    let endpoints: Vec<_> = addresses
+        .iter()
+        .map(|it| {
+            let node = if it.starts_with("10.128.0.") { "node1" } else { "node2" };
+            json!({"addresses": [it], "nodeName": node, "conditions": {"ready": true}})
+        })
+        .collect();
+    json!({
+        "kind": "EndpointSlice",
+        "metadata": {"name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4",
+        "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}],
+        "endpoints": endpoints,
+    })
+}
+
+/// Pods of node2, as many as asked for.
+fn remote_pods(count: usize) -> Vec<String> {
+    (1..=count).map(|number| format!("10.128.1.{number}")).collect()
+}
+
+fn apply(lab: &mut Lab, objects: &[Value]) -> Result<()> {
+    for object in objects {
+        lab.cluster.apply("scenario", object)?;
+    }
+    lab.settle()?;
+    Ok(())
+}
+
+fn client(lab: &Lab, name: &str) -> Result<Client> {
+    Ok(Client { namespace: lab.topology.namespace(name)?.clone(), source: None })
+}
+
+fn observe(lab: &Lab, from: &str, to: &str, tries: usize) -> Result<Observation> {
+    runtime().block_on(client(lab, from)?.attempts(to.parse()?, tries, false, PATIENCE))
+}
+
+fn session(lab: &Lab, from: &str, to: &str) -> Result<Session> {
+    client(lab, from)?.session(to.parse()?)
+}
+
+/// The flows of a case in YAML, once.
+fn check(lab: &mut Lab, flows: &str) -> Result<()> {
+    let yaml = format!("name: scenario\nmanifests: []\nflows:\n{flows}\n");
+    let case: Case = serde_saphyr::from_str(&yaml).map_err(|error| anyhow!("{error}"))?;
+    run::run(lab, &case, 0)
+}
+
+fn ask(session: &mut Session) -> Result<String> {
+    match runtime().block_on(session.ask(Duration::from_secs(2))) {
+        Ok(answer) => Ok(answer.endpoint.to_string()),
+        Err(outcome) => bail!("the open connection: {outcome}"),
+    }
+}

@@ -1,0 +1,189 @@
+//! The agent ends and starts, and the rules are flushed under it, while connections are open.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::{apply, ask, check, remote_pods, service, session, slice};
+use crate::cluster::SENTINEL;
+use crate::lab::Lab;
+use crate::netns::Namespace;
+use crate::probe::Session;
+
+/// An open connection goes on, and the restart writes nothing: between the end of the old agent and the first
+/// change for the new one, that change is all that the kernel reports.
+pub fn restart_under_traffic(lab: &mut Lab) -> Result<()> {
+    apply(
+        lab,
+        &[
+            service("a", "10.96.220.1", Some(32100)),
+            slice("a", &remote_pods(3)),
+            service("b", "10.96.220.2", None),
+            slice("b", &[]),
+            service("c", "10.96.220.3", None),
+            slice("c", &[String::from("10.128.0.65")]),
+        ],
+    )?;
+    let mut open =
+        [session(lab, "pod2", "10.96.220.1:80/tcp")?, session(lab, "ext", "198.18.0.11:32100/tcp")?];
+    let before = lab.footprint()?;
+    let (answers, events) = under_traffic(&mut open, || {
+        let monitor = Monitor::start(&lab.topology.node)?;
+        lab.restart_agent()?;
+        lab.settle()?;
+        monitor.stop()
+    })?;
+    if answers < 10 {
+        bail!("only {answers} answers during the restart");
+    }
+    let foreign: Vec<_> = events
+        .lines()
+        .filter(|line| line.starts_with("add ") || line.starts_with("delete ") || line.starts_with("insert "))
+        .filter(|line| !SENTINEL.iter().any(|address| line.contains(address)))
+        .collect();
+    if !foreign.is_empty() {
+        bail!("the restart wrote rules:\n{}", foreign.join("\n"));
+    }
+    if !SENTINEL.iter().all(|address| events.contains(address)) {
+        bail!("nft monitor did not see the change that was made after the restart:\n{events}");
+    }
+    let after = lab.footprint()?;
+    if before != after {
+        bail!("before {before:?}\nafter {after:?}");
+    }
+    check(
+        lab,
+        "- {from: pod2, to: '10.96.220.1:80/tcp', \
+           expect: {endpoints: ['10.128.1.1:8080', '10.128.1.2:8080', '10.128.1.3:8080'], source: kept}}\n\
+         - {from: pod2, to: '10.96.220.2:80/tcp', expect: refused}",
+    )
+}
+
+/// Rules stay, however the agent ended.
+pub fn rules_stay_without_agent(lab: &mut Lab) -> Result<()> {
+    const FLOWS: &str = "\
+- {from: pod2, to: '10.96.221.1:80/tcp', expect: {endpoints: ['10.128.1.1:8080', '10.128.1.2:8080'], source: kept}}
+- {from: ext, to: '198.18.0.11:32110/tcp', expect: {endpoints: ['10.128.1.1:8080', '10.128.1.2:8080'], source: node}}
+- {from: pod2, to: '10.96.221.9:80/tcp', expect: timeout}";
+    apply(lab, &[service("a", "10.96.221.1", Some(32110)), slice("a", &remote_pods(2))])?;
+    let before = lab.rules()?;
+    lab.take_agent()?.terminate()?;
+    if lab.rules()? != before {
+        bail!("rules changed when the agent ended on SIGTERM");
+    }
+    lab.start_agent()?;
+    lab.settle()?;
+    let before = lab.rules()?;
+    lab.take_agent()?.kill()?;
+    if lab.rules()? != before {
+        bail!("rules changed when the agent was killed");
+    }
+    // The check changes the sentinel and needs an agent for that: flows first, by hand.
+    for (from, to, wanted) in [("pod2", "10.96.221.1:80/tcp", 2), ("ext", "198.18.0.11:32110/tcp", 2)] {
+        let seen = super::observe(lab, from, to, 40)?;
+        if seen.endpoints.len() != wanted || seen.outcomes.len() != 1 {
+            bail!("without an agent, {from} to {to}: {seen}");
+        }
+    }
+    lab.start_agent()?;
+    check(lab, FLOWS)
+}
+
+/// Somebody flushes all rules: they come back, and open connections do not notice.
+pub fn ruleset_flushed(lab: &mut Lab) -> Result<()> {
+    apply(lab, &[service("a", "10.96.222.1", None), slice("a", &remote_pods(2))])?;
+    let before = lab.footprint()?;
+    let mut open = [session(lab, "pod2", "10.96.222.1:80/tcp")?];
+    let (answers, ()) = under_traffic(&mut open, || {
+        let rules = "flush ruleset\ntable inet admin { chain mine { accept; }; }";
+        lab.topology.node.feed("nft", &["-f", "-"], rules)?;
+        // No object changes: nothing but the loss itself can make the agent write.
+        let begun = Instant::now();
+        while lab.footprint()? != before {
+            if begun.elapsed() > Duration::from_secs(10) {
+                bail!("the rules are not back after ten seconds: {:?}", lab.footprint()?);
+            }
+        }
+        Ok(())
+    })?;
+    if answers < 2 {
+        bail!("only {answers} answers on the open connection");
+    }
+    lab.settle()?;
+    let after = lab.footprint()?;
+    if before != after {
+        bail!("before {before:?}\nafter {after:?}");
+    }
+    lab.topology.node.output("nft", &["list", "chain", "inet", "admin", "mine"])?;
+    check(
+        lab,
+        "- {from: pod2, to: '10.96.222.1:80/tcp', \
+         expect: {endpoints: ['10.128.1.1:8080', '10.128.1.2:8080'], source: kept}}",
+    )
+}
+
+/// Runs `work` while every connection is asked every ten milliseconds; returns the number of answers.
+fn under_traffic<T>(open: &mut [Session], work: impl FnOnce() -> Result<T>) -> Result<(usize, T)> {
+    let mut endpoints = Vec::new();
+    for session in open.iter_mut() {
+        endpoints.push(ask(session)?);
+    }
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let traffic = scope.spawn(|| {
+            let mut answers = 0;
+            // Once more when the work has ended.
+            loop {
+                let last = ended.load(Ordering::Acquire);
+                for (session, endpoint) in open.iter_mut().zip(&endpoints) {
+                    let answered = ask(session)?;
+                    if answered != *endpoint {
+                        bail!("the open connection moved from {endpoint} to {answered}");
+                    }
+                    answers += 1;
+                }
+                if last {
+                    return Ok(answers);
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let result = work();
+        ended.store(true, Ordering::Release);
+        let answers = traffic.join().map_err(|_| anyhow::anyhow!("the traffic panicked"))??;
+        Ok((answers, result?))
+    })
+}
+
+/// What the kernel tells about changes of rules.
+struct Monitor {
+    child: Child,
+}
+
+impl Monitor {
+    fn start(node: &Namespace) -> Result<Self> {
+        let child = node.enter(|| {
+            let mut command = Command::new("nft");
+            command.arg("monitor").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+            command.spawn().context("start nft monitor")
+        })?;
+        // It says nothing when it listens.
+        thread::sleep(Duration::from_millis(500));
+        Ok(Self { child })
+    }
+
+    fn stop(mut self) -> Result<String> {
+        thread::sleep(Duration::from_millis(200));
+        self.child.kill()?;
+        let mut text = String::new();
+        if let Some(stdout) = &mut self.child.stdout {
+            stdout.read_to_string(&mut text)?;
+        }
+        self.child.wait()?;
+        Ok(text)
+    }
+}
