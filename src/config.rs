@@ -138,6 +138,15 @@ fn interface_name(field: &'static str, name: &str) -> Result<String, Invalid> {
     }
 }
 
+impl NodePortAddress {
+    fn is_for(&self, family: Family) -> bool {
+        match self {
+            NodePortAddress::Primary | NodePortAddress::All => true,
+            NodePortAddress::Cidr(net) => Family::of_net(net) == family,
+        }
+    }
+}
+
 impl FromStr for NodePortAddress {
     type Err = Invalid;
 
@@ -196,13 +205,21 @@ impl Config {
             }
         };
         let mut node_port_addresses: Vec<IpAddr> = Vec::new();
-        for word in &self.node_port_addresses {
-            match word {
-                NodePortAddress::Primary => node_port_addresses.extend(&primary),
-                NodePortAddress::All => node_port_addresses.extend(host_addresses.iter().filter(usable)),
-                NodePortAddress::Cidr(net) => {
-                    node_port_addresses
-                        .extend(host_addresses.iter().filter(usable).filter(|a| net.contains(*a)));
+        for family in Family::ALL {
+            let of_family = |a: &&IpAddr| Family::of(**a) == family;
+            let own = || host_addresses.iter().filter(usable).filter(of_family);
+            let mut words = self.node_port_addresses.iter().filter(|word| word.is_for(family)).peekable();
+            // A family that the list says nothing about has the default.
+            if words.peek().is_none() {
+                node_port_addresses.extend(primary.iter().filter(of_family));
+            }
+            for word in words {
+                match word {
+                    NodePortAddress::Primary => node_port_addresses.extend(primary.iter().filter(of_family)),
+                    NodePortAddress::All => node_port_addresses.extend(own()),
+                    NodePortAddress::Cidr(net) => {
+                        node_port_addresses.extend(own().filter(|a| net.contains(*a)))
+                    }
                 }
             }
         }
@@ -334,8 +351,8 @@ mod tests {
         ));
         assert_eq!(at(&index, &[]), parse(&["10.0.0.2", "fd00::1"]));
         assert_eq!(at(&index, &["primary,192.168.0.0/16"]), parse(&["10.0.0.2", "192.168.0.1", "fd00::1"]));
-        assert_eq!(at(&index, &["0.0.0.0/0"]), parse(&["10.0.0.1", "10.0.0.2", "192.168.0.1"]));
-        assert_eq!(at(&index, &["127.0.0.0/8"]), parse(&[]), "never on loopback");
+        assert_eq!(at(&index, &["0.0.0.0/0"]), parse(&["10.0.0.1", "10.0.0.2", "192.168.0.1", "fd00::1"]));
+        assert_eq!(at(&index, &["127.0.0.0/8"]), parse(&["fd00::1"]), "never on loopback");
     }
 
     #[test]

@@ -57,6 +57,8 @@ fn yaml(text: &str) -> Result<Vec<Value>, SyntaxError> {
     let options = serde_saphyr::options! {
         // Install manifests of real projects are larger than the default allows; the text is the operator's own.
         budget: None,
+        // YAML 1.2: `n`, `on` and their like are text.
+        strict_booleans: true,
         // As kubectl, which takes the last one.
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
         with_snippet: false,
