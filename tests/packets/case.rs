@@ -309,7 +309,8 @@ pub fn read_all(directory: &Path) -> Result<Vec<(String, Case)>> {
     for path in paths {
         let text = fs::read_to_string(&path)?;
         let file: Vec<Case> =
-            serde_saphyr::from_str(&text).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+            serde_saphyr::from_str_with_options(&text, serde_saphyr::options! { strict_booleans: true })
+                .map_err(|e| anyhow!("{}: {e}", path.display()))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         for case in file {
             if !names.insert(case.name.clone()) {
