@@ -3,6 +3,12 @@
 
 #[path = "kernel/bytecode.rs"]
 mod bytecode;
+#[path = "kernel/capacity.rs"]
+mod capacity;
+#[path = "kernel/errors.rs"]
+mod errors;
+#[path = "kernel/observe.rs"]
+mod observe;
 #[path = "kernel/sample.rs"]
 mod sample;
 #[path = "kernel/space.rs"]

@@ -2,6 +2,7 @@
 //!
 //! `rules/README.md` draws a packet's way through the tables.
 
+pub mod decode;
 pub mod element;
 pub mod encode;
 pub mod expression;

@@ -122,7 +122,7 @@ fn open_interval() -> [u8; 6] {
 /// An interval is two elements: its first address, and the first one after it with a flag. One that ends with the
 /// last address of all has no second.
 fn encode_interval(writer: &mut Writer, net: &IpNet) {
-    let end = after(net.broadcast());
+    let end = next(net.broadcast());
     writer.nested(NFTA_LIST_ELEM, |w| {
         Bytes::new().address(net.network()).write(w, NFTA_SET_ELEM_KEY);
         if end.is_none() {
@@ -138,11 +138,19 @@ fn encode_interval(writer: &mut Writer, net: &IpNet) {
 }
 
 /// The address after this one.
-pub(super) fn after(address: IpAddr) -> Option<IpAddr> {
+fn next(address: IpAddr) -> Option<IpAddr> {
     Some(match address {
-        IpAddr::V4(address) => IpAddr::V4(Ipv4Addr::from_bits(address.to_bits().checked_add(1)?)),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits().checked_add(1)?)),
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits().checked_add(1)?).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits().checked_add(1)?).into(),
     })
+}
+
+/// The address before this one; before the first it is the first.
+pub(super) fn previous(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits().saturating_sub(1)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits().saturating_sub(1)).into(),
+    }
 }
 
 /// What the kernel has in a set.
