@@ -13,11 +13,11 @@ fn what_is_sent_is_what_nft_makes_of_the_text() {
             let (text, steps) = (content.text(family), content.steps());
             let (theirs, their_listing) = in_new_namespace(move || {
                 nft(&["-f", "-"], &text);
-                (bytecode(family), listing(family))
+                (bytecode(family), listing("nft", family))
             });
             let (ours, our_listing) = in_new_namespace(move || {
                 commit(&[(family, steps)]);
-                (bytecode(family), listing(family))
+                (bytecode(family), listing("nft", family))
             });
             assert!(ours.len() > 100, "{ours:#?}");
             for (ours, theirs) in ours.iter().zip(&theirs) {
