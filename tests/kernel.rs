@@ -9,6 +9,8 @@ mod capacity;
 mod errors;
 #[path = "kernel/observe.rs"]
 mod observe;
+#[path = "kernel/rehash.rs"]
+mod rehash;
 #[path = "kernel/roundtrip.rs"]
 mod roundtrip;
 #[path = "kernel/sample.rs"]

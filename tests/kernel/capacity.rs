@@ -15,7 +15,7 @@ use super::sample::{Content, content};
 use super::space::{bytecode, commit, in_new_namespace};
 
 /// Many endpoints of one key each.
-fn endpoints(family: Family, count: u32) -> Vec<Element> {
+pub fn endpoints(family: Family, count: u32) -> Vec<Element> {
     let address = |n: u32| match family {
         Family::Ipv4 => IpAddr::from((0x0a00_0000 + n).to_be_bytes()),
         Family::Ipv6 => IpAddr::from((0xfd << 120 | u128::from(n)).to_be_bytes()),

@@ -204,13 +204,20 @@ fn elements_are_counted_where_the_kernel_counts() {
         commit(&[(Family::Ipv4, content.steps())]);
         let mut socket = Socket::open().unwrap();
         let observed = observe(&mut socket, Family::Ipv4).unwrap().unwrap();
-        for set in [Set::Services, Set::Endpoints, Set::AllowedSources(Protocol::Udp)] {
+        for set in [
+            Set::PodCidrs,
+            Set::ServiceCidrs,
+            Set::Services,
+            Set::Endpoints,
+            Set::AllowedSources(Protocol::Udp),
+        ] {
             let written = content.elements.iter().filter(|element| element.set() == set).count();
             // Kernels before 6.16 do not say.
             if let Some(count) = observed.count(set) {
                 assert_eq!(count as usize, written, "{set}");
             }
         }
+        assert_eq!(observed.count(Set::PodCidrs), None);
     });
 }
 
