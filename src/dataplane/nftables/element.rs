@@ -356,3 +356,6 @@ impl Parts<'_> {
         self.end(client)
     }
 }
+
+#[cfg(test)]
+mod tests;
