@@ -3,6 +3,16 @@
 
 #[path = "kernel/bytecode.rs"]
 mod bytecode;
+#[path = "kernel/capacity.rs"]
+mod capacity;
+#[path = "kernel/errors.rs"]
+mod errors;
+#[path = "kernel/observe.rs"]
+mod observe;
+#[path = "kernel/rehash.rs"]
+mod rehash;
+#[path = "kernel/roundtrip.rs"]
+mod roundtrip;
 #[path = "kernel/sample.rs"]
 mod sample;
 #[path = "kernel/space.rs"]

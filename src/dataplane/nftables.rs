@@ -27,6 +27,9 @@ mod uapi;
 /// How often tables are read again that changed while they were read.
 const TRIES: usize = 10;
 
+/// Time until then. After a large load the kernel resizes its hash tables for some milliseconds.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// Why rules could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -204,6 +207,7 @@ impl DataPlane for Nftables {
                 return Ok(observed);
             }
             debug!("rules changed while they were read; reading again");
+            std::thread::sleep(PAUSE);
         }
         Err(netlink::Error::Interrupted.into())
     }

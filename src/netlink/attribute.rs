@@ -47,6 +47,11 @@ impl Writer {
         self.bytes.is_empty()
     }
 
+    /// What was written so far.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// An attribute of bytes.
     #[inline]
     pub fn bytes(&mut self, kind: u16, value: &[u8]) {

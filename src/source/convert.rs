@@ -479,6 +479,3 @@ fn protocol(field: &str, name: Option<&str>) -> Result<Protocol, Invalid> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

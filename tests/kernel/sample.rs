@@ -48,7 +48,7 @@ pub fn structures() -> Vec<Structure> {
         LocalDetection::None,
         LocalDetection::Cidr,
         LocalDetection::Bridge("cni0".to_owned()),
-        LocalDetection::Bridge("fifteen-letters".to_owned()),
+        LocalDetection::Bridge("bridge-of-pods0".to_owned()),
         LocalDetection::InterfacePrefix("cali".to_owned()),
         LocalDetection::InterfacePrefix("fifteen-letters".to_owned()),
     ];

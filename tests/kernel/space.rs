@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, unshare};
 use sluice::cluster::Family;
@@ -19,6 +20,15 @@ pub fn in_new_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'st
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// Debian 13's nft, as `.ci/nft-trixie` unpacks it.
+pub fn trixie() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/.ci/nft-trixie");
+        run(script, &[], "").trim().to_owned()
+    })
 }
 
 /// Runs nft in the namespace of the calling thread.
@@ -67,15 +77,20 @@ pub fn ip(family: Family) -> &'static str {
 }
 
 /// What `nft list` prints of sluice's table.
-pub fn listing(family: Family) -> String {
-    nft(&["list", "table", ip(family), "sluice"], "")
+pub fn listing(program: &str, family: Family) -> String {
+    run(program, &["list", "table", ip(family), "sluice"], "")
 }
 
 /// The table as the kernel runs it: what nft prints before it makes text of it. Sorted and without handles: the
 /// order of elements is that of hashes. nft puts an element that ends at address 0 before the intervals of a set
 /// when it fills one; it means nothing and sluice does not.
 pub fn bytecode(family: Family) -> Vec<String> {
-    let all = nft(&["--debug=netlink", "list", "table", ip(family), "sluice"], "");
+    bytecode_by("nft", family)
+}
+
+/// The same by another nft; versions print it differently.
+pub fn bytecode_by(program: &str, family: Family) -> Vec<String> {
+    let all = run(program, &["--debug=netlink", "list", "table", ip(family), "sluice"], "");
     let code = all.split("\ntable ").next().unwrap();
     let mut blocks: Vec<String> = Vec::new();
     let mut set = String::new();

@@ -64,7 +64,7 @@ impl Bytes {
 pub(super) fn encode(writer: &mut Writer, element: &Element, with_data: bool) {
     let new = Bytes::new;
     match element {
-        Element::PodCidr(net) | Element::ServiceCidr(net) => return encode_interval(writer, net),
+        Element::PodCidr(net) | Element::ServiceCidr(net) => encode_interval(writer, net),
         Element::ClusterIp(address) => plain(writer, new().address(*address)),
         Element::Hairpin(address) => plain(writer, new().address(*address).address(*address)),
         Element::Special(key)
@@ -362,3 +362,6 @@ impl Parts<'_> {
         self.end(client)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,6 +62,8 @@ pub fn split(plan: &Plan, capacity: usize) -> Vec<Batch> {
     for (family, steps) in plan {
         encoder.steps(*family, steps, true);
     }
+    // The hooks are small enough to be in one batch of their own.
+    encoder.cut();
     let mut object = 0;
     for (family, steps) in plan {
         for step in steps {
@@ -110,12 +112,20 @@ impl Encoder {
         self.done
     }
 
-    fn message(&mut self, kind: u8, flags: u16, family: Family) -> &mut Writer {
+    /// Ends the batch and begins another.
+    fn cut(&mut self) {
         self.close_list();
-        if self.batch.len() > self.limit && !self.batch.is_empty() {
+        if !self.batch.is_empty() {
             let mut batch = std::mem::replace(&mut self.batch, Batch::new(None));
             batch.end();
             self.done.push(batch);
+        }
+    }
+
+    fn message(&mut self, kind: u8, flags: u16, family: Family) -> &mut Writer {
+        self.close_list();
+        if self.batch.len() > self.limit {
+            self.cut();
         }
         self.batch.message(kind, flags, number(family), self.object);
         // Every message that is sent here begins with the table's name.

@@ -448,3 +448,6 @@ pub(super) fn comment_user_data(comment: &str) -> Vec<u8> {
 pub fn table_name(family: Family) -> &'static str {
     family_pick(family, "ip sluice", "ip6 sluice")
 }
+
+#[cfg(test)]
+mod tests;
