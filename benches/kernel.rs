@@ -1,3 +1,111 @@
-//! placeholder
+//! The kernel's part, in a network namespace of its own; needs root.
+//!
+//! `cargo bench --bench kernel`. A plain program that prints figures: one load is one measurement.
 
-fn main() {}
+#[path = "synthetic.rs"]
+mod synthetic;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use sluice::cluster::{Index, Interner};
+use sluice::dataplane::DataPlane;
+use sluice::dataplane::nftables::Nftables;
+use sluice::forwarding::Desired;
+use synthetic::{index, node, settings};
+
+const ENDPOINTS: u32 = 10;
+const SERVICES: [u32; 3] = [1_000, 10_000, 50_000];
+const CHANGES: u32 = 500;
+
+fn main() -> ExitCode {
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+        eprintln!("a network namespace of its own is needed, and so is root: {error}");
+        return ExitCode::FAILURE;
+    }
+    println!(
+        "| services x {ENDPOINTS} | first load | read back and compared | endpoint replaced p50 / p99 | service added p50 / p99 | resident |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- |");
+    for services in SERVICES {
+        match measure(services) {
+            Ok(row) => println!("{row}"),
+            Err(error) => {
+                eprintln!("{services} services: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn measure(services: u32) -> Result<String, Box<dyn std::error::Error>> {
+    let mut index = index(services, ENDPOINTS);
+    let mut plane = Nftables::open()?;
+    let observed = plane.observe(&settings())?;
+    let (mut desired, _) = Desired::from_scratch(&index, node(), settings());
+    let plan = plane.plan(&desired, &observed);
+    let start = Instant::now();
+    plane.apply(&plan)?;
+    let load = start.elapsed();
+    drop((plan, observed));
+    let mut names = Interner::default();
+    let mut replaced = Vec::new();
+    for generation in 1..=CHANGES {
+        let change = synthetic::slice(&mut names, generation % services, ENDPOINTS, generation);
+        replaced.push(apply(&mut index, &mut desired, &mut plane, change)?);
+    }
+    let mut added = Vec::new();
+    for number in services..services + CHANGES / 5 {
+        index.apply(synthetic::slice(&mut names, number, ENDPOINTS, 0));
+        index.take_dirty();
+        let change = synthetic::service(&mut names, number);
+        added.push(apply(&mut index, &mut desired, &mut plane, change)?);
+    }
+    let resident = resident()?;
+    let start = Instant::now();
+    let observed = plane.observe(&settings())?;
+    let steps = plane.plan(&desired, &observed).len();
+    let compare = start.elapsed();
+    if steps != 0 {
+        return Err(format!("{steps} steps are left").into());
+    }
+    plane.cleanup()?;
+    Ok(format!(
+        "| {services} | {load:.0?} | {compare:.0?} | {} | {} | {resident} MiB |",
+        quantiles(replaced),
+        quantiles(added)
+    ))
+}
+
+/// From the event to the end of the commit.
+fn apply(
+    index: &mut Index,
+    desired: &mut Desired,
+    plane: &mut Nftables,
+    change: sluice::cluster::Change,
+) -> Result<Duration, Box<dyn std::error::Error>> {
+    let start = Instant::now();
+    index.apply(change);
+    let dirty = index.take_dirty();
+    let changes = desired.update(index, dirty.services, start);
+    let plan = plane.plan_changes(&changes);
+    plane.apply(&plan)?;
+    Ok(start.elapsed())
+}
+
+fn quantiles(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let at = |percent: usize| {
+        times.get((times.len() * percent / 100).min(times.len() - 1)).copied().unwrap_or_default()
+    };
+    format!("{:.2?} / {:.2?}", at(50), at(99))
+}
+
+/// Resident memory of this process, MiB.
+fn resident() -> std::io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    Ok(line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024)
+}
