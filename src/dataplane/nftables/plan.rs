@@ -1,6 +1,7 @@
 //! The difference between what should be and what is, as an ordered list of steps for one transaction.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -55,30 +56,47 @@ pub struct ObservedTable {
 /// The tables of both families, `None` where there is none.
 pub type Observed = BTreeMap<Family, Option<ObservedTable>>;
 
-/// How many elements refer to each chain of a count; the chain is there as long as one does.
+/// What a table's elements add up to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ChainUse(FxHashMap<(Family, Chain), usize>);
+pub struct Usage {
+    /// How many elements refer to each chain of a count; the chain is there as long as one does.
+    chains: FxHashMap<(Family, Chain), usize>,
+    /// How many elements each set has, where it has any.
+    elements: FxHashMap<(Family, Set), usize>,
+}
 
-impl ChainUse {
-    fn of<'a>(family: Family, elements: impl IntoIterator<Item = &'a Element>) -> ChainUse {
-        let mut used = ChainUse::default();
+impl Usage {
+    fn of<'a>(family: Family, elements: impl IntoIterator<Item = &'a Element>) -> Usage {
+        let mut used = Usage::default();
         for element in elements {
+            *used.elements.entry((family, element.set())).or_default() += 1;
             if let Some(chain) = counted_chain(element) {
-                *used.0.entry((family, chain)).or_default() += 1;
+                *used.chains.entry((family, chain)).or_default() += 1;
             }
         }
         used
     }
 
     fn chains(&self, family: Family) -> Vec<Chain> {
-        let mut chains: Vec<Chain> = self.0.keys().filter(|(f, _)| *f == family).map(|(_, c)| *c).collect();
+        let of_family = self.chains.keys().filter(|(f, _)| *f == family);
+        let mut chains: Vec<Chain> = of_family.map(|(_, c)| *c).collect();
         chains.sort_unstable();
         chains
     }
 
+    /// How many elements a set should have.
+    pub fn elements(&self, family: Family, set: Set) -> usize {
+        self.elements.get(&(family, set)).copied().unwrap_or(0)
+    }
+
+    /// The chains of a count and the sets that a family's table should have.
+    pub fn parts(&self, family: Family) -> (Vec<Chain>, Vec<Set>) {
+        (self.chains(family), (0..self.sticky_sets(family)).map(Set::Sticky).collect())
+    }
+
     /// How many sets `sticky-K` the chains of a family need.
     fn sticky_sets(&self, family: Family) -> u32 {
-        sticky_sets(self.0.keys().filter(|(f, _)| *f == family).map(|(_, chain)| chain))
+        sticky_sets(self.chains.keys().filter(|(f, _)| *f == family).map(|(_, chain)| chain))
     }
 }
 
@@ -200,23 +218,24 @@ pub fn elements(desired: &Desired, family: Family) -> Vec<Element> {
 
 /// The chains of a count that these elements need, sorted.
 pub fn chains<'a>(family: Family, elements: impl IntoIterator<Item = &'a Element>) -> Vec<Chain> {
-    ChainUse::of(family, elements).chains(family)
+    Usage::of(family, elements).chains(family)
 }
 
-/// The whole difference. Also says how chains are used once it is applied.
-pub fn plan(desired: &Desired, observed: &Observed) -> (Plan, ChainUse) {
+/// The whole difference. Also says what it will add up to.
+pub fn plan(desired: &Desired, observed: &Observed) -> (Plan, Usage) {
     let mut plan = Plan::default();
-    let mut used = ChainUse::default();
+    let mut used = Usage::default();
     for (family, table) in observed {
         let elements = elements(desired, *family);
-        let used_here = ChainUse::of(*family, &elements);
+        let used_here = Usage::of(*family, &elements);
         let chains = used_here.chains(*family);
         let steps = match table {
             Some(table) if table.difference.is_none() => difference(table, chains, elements),
             _ => create(structure(desired.settings(), *family), table.is_some(), chains, elements),
         };
         plan.push(*family, steps);
-        used.0.extend(used_here.0);
+        used.chains.extend(used_here.chains);
+        used.elements.extend(used_here.elements);
     }
     (plan, used)
 }
@@ -273,7 +292,7 @@ fn steps(
 
 /// The difference that one change of the desired state makes, of a size proportional to the change. Updates
 /// `used`, which must have been right before; if applying fails it is to be read anew, by [`plan`].
-pub fn plan_changes(changes: &Changes, families: &[Family], used: &mut ChainUse) -> Plan {
+pub fn plan_changes(changes: &Changes, families: &[Family], used: &mut Usage) -> Plan {
     let mut plan = Plan::default();
     for family in families {
         let (mut before, mut after) = (Vec::new(), Vec::new());
@@ -316,9 +335,20 @@ pub fn plan_changes(changes: &Changes, families: &[Family], used: &mut ChainUse)
     plan
 }
 
-impl ChainUse {
+impl Usage {
     /// Counts elements out and in; gives the chains that are newly needed and those no longer needed.
     fn update(&mut self, family: Family, delete: &[Element], add: &[Element]) -> (Vec<Chain>, Vec<Chain>) {
+        for element in delete {
+            if let Entry::Occupied(mut count) = self.elements.entry((family, element.set())) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+        for element in add {
+            *self.elements.entry((family, element.set())).or_default() += 1;
+        }
         let mut touched: BTreeMap<Chain, (usize, usize)> = BTreeMap::new();
         for chain in delete.iter().filter_map(counted_chain) {
             touched.entry(chain).or_default().0 += 1;
@@ -328,7 +358,7 @@ impl ChainUse {
         }
         let (mut new, mut old) = (Vec::new(), Vec::new());
         for (chain, (minus, plus)) in touched {
-            let count = self.0.entry((family, chain)).or_default();
+            let count = self.chains.entry((family, chain)).or_default();
             let before = *count;
             *count = (*count + plus).saturating_sub(minus);
             match (before, *count) {
@@ -337,7 +367,7 @@ impl ChainUse {
                 _ => {}
             }
             if *count == 0 {
-                self.0.remove(&(family, chain));
+                self.chains.remove(&(family, chain));
             }
         }
         (new, old)
