@@ -1,12 +1,15 @@
 //! The command line. stdout is data, stderr is talk.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod cleanup;
 mod diff;
 mod dump;
+mod flags;
 mod logging;
 mod run;
 mod settings;
@@ -34,7 +37,8 @@ enum Command {
 /// Runs the program. Exit status: 0, 1 for a failure (of `diff`: a difference), 2 for wrong usage (of `diff`:
 /// trouble).
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = parse(std::env::args_os()).unwrap_or_else(|error| error.exit()).command;
+    let result = match command {
         Command::Run(run) => run.execute(),
         Command::Dump(dump) => dump.execute(),
         Command::Diff(diff) => {
@@ -56,7 +60,41 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Reads a command line.
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = command().try_get_matches_from(as_sluice(arguments))?;
+    Cli::from_arg_matches(&matches)
+}
+
+fn command() -> clap::Command {
+    // `dump` and `diff` take the same command line as `run`; what has no effect on them does not fill their help.
+    let mut command = Cli::command();
+    for name in ["dump", "diff"] {
+        command = command.mut_subcommand(name, |c| c.mut_args(flags::hide_what_forwarding_does_not_need));
+    }
+    command
+}
+
+/// Called as `kube-proxy`, the program is `sluice run`. Flags may be written with underscores, as in kube-proxy.
+fn as_sluice(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().unwrap_or_else(|| "sluice".into());
+    let is_kube_proxy = Path::new(&program).file_name().is_some_and(|name| name == "kube-proxy");
+    let run = is_kube_proxy.then(|| OsString::from("run"));
+    let rest = arguments.map(|argument| match argument.to_str() {
+        Some(text) if text.starts_with("--") => {
+            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+            (name.replace('_', "-") + value).into()
+        }
+        _ => argument,
+    });
+    std::iter::once(program).chain(run).chain(rest).collect()
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     kind == Some(std::io::ErrorKind::BrokenPipe)
 }
+
+#[cfg(test)]
+mod tests;

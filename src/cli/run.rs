@@ -1,11 +1,16 @@
 //! `sluice run`.
 
+use std::path::Path;
+
+use anyhow::Context;
 use clap::Args;
 use tokio::sync::mpsc;
+use tracing::{info, warn};
 
-use super::logging::Logging;
+use super::logging;
 use super::settings::Settings;
 use crate::app;
+use crate::config::{Client, Config};
 use crate::dataplane::nftables::Nftables;
 use crate::reconcile::Reconciler;
 use crate::source::manifests::Manifests;
@@ -17,23 +22,70 @@ const QUEUE: usize = 64;
 pub struct Run {
     #[command(flatten)]
     settings: Settings,
-    #[command(flatten)]
-    logging: Logging,
 }
 
 impl Run {
     pub fn execute(self) -> anyhow::Result<()> {
+        let flags = &self.settings.flags.0;
+        if flags.is_on("version") {
+            println!("sluice {}", env!("CARGO_PKG_VERSION"));
+            return Ok(());
+        }
+        if flags.is_on("cleanup") {
+            return super::cleanup::Cleanup {}.execute();
+        }
         let config = self.settings.config()?;
-        self.logging.start();
-        let plane = Nftables::open()?;
-        let manifests = Manifests::open(&self.settings.manifests)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(async {
-            let (tx, rx) = mpsc::channel(QUEUE);
-            let source = tokio::spawn(manifests.run(tx));
-            app::run(Reconciler::new(config, plane), rx).await;
-            source.abort();
-        });
+        if let Some(path) = flags.text("write-config-to") {
+            return self.write_config(Path::new(path));
+        }
+        logging::start(config.logging);
+        config.notices.iter().for_each(|notice| info!("{notice}"));
+        config.warnings.iter().for_each(|warning| warn!("{warning}"));
+        if flags.is_on("init-only") {
+            info!("initialized: nothing here needs more than CAP_NET_ADMIN");
+            return Ok(());
+        }
+        set_oom_score_adj(config.oom_score_adj);
+        match &self.settings.manifests {
+            Some(path) => run(config, Manifests::open(path)?),
+            None => from_api_server(&config.client),
+        }
+    }
+
+    fn write_config(&self, path: &Path) -> anyhow::Result<()> {
+        let yaml = self.settings.merged()?.configuration.to_yaml().map_err(anyhow::Error::from_boxed)?;
+        std::fs::write(path, yaml).with_context(|| path.display().to_string())?;
+        eprintln!("wrote {}", path.display());
         Ok(())
+    }
+}
+
+fn run(config: Config, manifests: Manifests) -> anyhow::Result<()> {
+    let plane = Nftables::open()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let (tx, rx) = mpsc::channel(QUEUE);
+        let source = tokio::spawn(manifests.run(tx));
+        let min_sync_period = config.min_sync_period;
+        app::run(Reconciler::new(config, plane), rx, min_sync_period).await;
+        source.abort();
+    });
+    Ok(())
+}
+
+/// Without `--manifests`, objects come from the API server.
+fn from_api_server(client: &Client) -> anyhow::Result<()> {
+    let server = match (&client.master, &client.kubeconfig) {
+        (Some(url), _) => url.clone(),
+        (None, Some(path)) => format!("that of {}", path.display()),
+        (None, None) => "that of the Pod's service account".into(),
+    };
+    anyhow::bail!("the API server ({server}) cannot be used as a source yet; give --manifests PATH")
+}
+
+/// As a privileged process only; upstream, too, goes on without it.
+fn set_oom_score_adj(value: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
+        info!(%error, value, "oom_score_adj stays as it is");
     }
 }
