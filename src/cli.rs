@@ -60,9 +60,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The name under which the program is `sluice run`, so that a DaemonSet needs only another image.
+const KUBE_PROXY: &str = "kube-proxy";
+
 /// Reads a command line.
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = command().try_get_matches_from(as_sluice(arguments))?;
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().unwrap_or_else(|| "sluice".into());
+    let mut command = command();
+    let is_kube_proxy = Path::new(&program).file_name().is_some_and(|name| name == KUBE_PROXY);
+    if is_kube_proxy {
+        command = command.mut_subcommand("run", |run| run.override_usage("kube-proxy [OPTIONS]"));
+    }
+    let run = is_kube_proxy.then(|| OsString::from("run"));
+    let arguments = arguments.map(with_dashes);
+    let matches = command.try_get_matches_from(std::iter::once(program).chain(run).chain(arguments))?;
     Cli::from_arg_matches(&matches)
 }
 
@@ -75,20 +87,15 @@ fn command() -> clap::Command {
     command
 }
 
-/// Called as `kube-proxy`, the program is `sluice run`. Flags may be written with underscores, as in kube-proxy.
-fn as_sluice(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut arguments = arguments.into_iter();
-    let program = arguments.next().unwrap_or_else(|| "sluice".into());
-    let is_kube_proxy = Path::new(&program).file_name().is_some_and(|name| name == "kube-proxy");
-    let run = is_kube_proxy.then(|| OsString::from("run"));
-    let rest = arguments.map(|argument| match argument.to_str() {
+/// As in kube-proxy, the name of a flag may be written with underscores.
+fn with_dashes(argument: OsString) -> OsString {
+    match argument.to_str() {
         Some(text) if text.starts_with("--") => {
             let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
             (name.replace('_', "-") + value).into()
         }
         _ => argument,
-    });
-    std::iter::once(program).chain(run).chain(rest).collect()
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

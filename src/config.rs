@@ -35,12 +35,11 @@ pub struct InvalidConfig(pub Vec<Invalid>);
 
 impl fmt::Display for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        self.0.iter().try_for_each(|invalid| {
-            write!(f, "{separator}{invalid}")?;
-            separator = "\n";
-            Ok(())
-        })
+        if let [one] = &self.0[..] {
+            return one.fmt(f);
+        }
+        write!(f, "{} settings make no sense:", self.0.len())?;
+        self.0.iter().try_for_each(|invalid| write!(f, "\n  {invalid}"))
     }
 }
 

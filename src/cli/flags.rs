@@ -42,7 +42,7 @@ impl FromArgMatches for Flags {
 }
 
 fn arg(entry: &'static Entry, defaulted: &Value) -> Arg {
-    let default = match entry.default(defaulted) {
+    let default = match entry.flag_default(defaulted) {
         Value::String(text) if !text.is_empty() => format!(" [default: {text}]"),
         number @ Value::Number(_) => format!(" [default: {number}]"),
         _ => String::new(),

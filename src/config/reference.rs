@@ -118,9 +118,15 @@ impl Entry {
         self.deprecated || matches!(self.verdict, Verdict::Warned | Verdict::Silent)
     }
 
-    /// The default as JSON; null for a flag without a field.
+    /// The field's default as JSON; null for a flag without a field.
     pub fn default(&self, defaulted: &Value) -> Value {
         get(defaulted, self.field).cloned().unwrap_or(Value::Null)
+    }
+
+    /// What holds without the flag.
+    pub fn flag_default(&self, defaulted: &Value) -> Value {
+        let also = ALSO.iter().find(|(flag, _)| *flag == self.flag).map(|(_, field)| *field);
+        get(defaulted, also.unwrap_or(self.field)).cloned().unwrap_or(Value::Null)
     }
 }
 

@@ -23,14 +23,14 @@ const fn deprecated(entry: Entry) -> Entry {
 /// All of it, in the order of the help.
 #[rustfmt::skip]
 pub static TABLE: &[Entry] = &[
-    entry("clientConnection.kubeconfig", "kubeconfig", Text, Honoured, Objects, "Path of a kubeconfig file that says how to reach the API server; empty: the Pod's service account."),
+    entry("clientConnection.kubeconfig", "kubeconfig", Text, Honoured, Objects, "Path of a kubeconfig file that says how to reach the API server; without it the Pod's service account does."),
     entry("", "master", Text, Honoured, Objects, "URL of the API server, in place of the kubeconfig's; counts beside --config, too."),
     entry("clientConnection.acceptContentTypes", "", Text, Warned, Objects, "Objects are asked for as JSON."),
     entry("clientConnection.contentType", "kube-api-content-type", Text, Warned, Objects, "Objects are asked for as JSON."),
     entry("clientConnection.qps", "kube-api-qps", Float, Silent, Objects, "There are four watches and a few events, nothing to slow down."),
     entry("clientConnection.burst", "kube-api-burst", Int, Silent, Objects, "See qps."),
     entry("configSyncPeriod", "config-sync-period", Duration, Silent, Objects, "Changes come by watch; there is no second list to compare with."),
-    entry("hostnameOverride", "hostname-override", Text, Honoured, Objects, "Name of the own Node; empty: this host's name. The flag counts beside --config, too."),
+    entry("hostnameOverride", "hostname-override", Text, Honoured, Objects, "Name of the own Node; without it this host's name, in lower case. The flag counts beside --config, too."),
 
     entry("mode", "proxy-mode", Text, Partly, Traffic, "\"nftables\"; \"\" and \"iptables\" mean nftables here, too, with a line in the log; \"ipvs\" is not there yet."),
     entry("clusterCIDR", "cluster-cidr", Text, Honoured, Traffic, "Range of pod addresses, or an IPv4 and an IPv6 range separated by a comma."),
@@ -39,14 +39,14 @@ pub static TABLE: &[Entry] = &[
     entry("detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", Text, Honoured, Traffic, "What the names of pods' interfaces start with, for InterfaceNamePrefix."),
     entry("nodePortAddresses", "nodeport-addresses", List, Partly, Traffic, "Where NodePorts are served: primary, all, ranges, in any mix; empty: primary. localhost is taken, but NodePorts are not served on loopback addresses."),
     entry("bindAddress", "bind-address", Text, Honoured, Traffic, "The Node's primary address, in place of what its object says; nothing is bound to it. Its family is that of the servers' default addresses."),
-    entry("iptables.masqueradeAll", "masquerade-all", Bool, Honoured, Traffic, "Masquerade every connection to a ClusterIP; the field counts unless mode is nftables, the flag always."),
+    entry("iptables.masqueradeAll", "masquerade-all", Bool, Honoured, Traffic, "Masquerade every connection to a ClusterIP. This field does nothing where mode is nftables; the flag always counts."),
     entry("nftables.masqueradeAll", "", Bool, Honoured, Traffic, "Masquerade every connection to a ClusterIP; set by --masquerade-all, too."),
     entry("nftables.masqueradeBit", "", Int, Silent, Traffic, "No bit of the mark is used; it is checked only."),
 
     entry("nftables.syncPeriod", "", Duration, Partly, Sync, "Rules that somebody else changed are found and repaired within about 200 ms, at any period; it tells when /healthz calls the rules too old."),
     entry("nftables.minSyncPeriod", "", Duration, Honoured, Sync, "Least time between two writes; changes meanwhile are written together. 0, the default here (kube-proxy: 1s): at once."),
-    entry("iptables.syncPeriod", "iptables-sync-period", Duration, Partly, Sync, "The flag sets nftables.syncPeriod, as in kube-proxy; the field does nothing."),
-    entry("iptables.minSyncPeriod", "iptables-min-sync-period", Duration, Partly, Sync, "The flag sets nftables.minSyncPeriod, as in kube-proxy; the field does nothing."),
+    entry("iptables.syncPeriod", "iptables-sync-period", Duration, Partly, Sync, "How long changes may wait, in the eyes of /healthz. The flag sets nftables.syncPeriod, as in kube-proxy; this field does nothing."),
+    entry("iptables.minSyncPeriod", "iptables-min-sync-period", Duration, Partly, Sync, "Least time between two writes; changes meanwhile are written together. The flag sets nftables.minSyncPeriod, as in kube-proxy; this field does nothing."),
 
     entry("healthzBindAddress", "healthz-bind-address", Text, Honoured, Servers, "Where /healthz and /livez are served; a port may be left out."),
     entry("metricsBindAddress", "metrics-bind-address", Text, Honoured, Servers, "Where /metrics and /proxyMode are served; a port may be left out; an empty flag: nowhere."),
@@ -59,7 +59,7 @@ pub static TABLE: &[Entry] = &[
     entry("conntrack.maxPerCore", "conntrack-max-per-core", Int, Honoured, Conntrack, "Most tracked connections per CPU core; 0: the host's limit stays."),
     entry("conntrack.min", "conntrack-min", Int, Honoured, Conntrack, "Least limit of tracked connections, whatever --conntrack-max-per-core says (unless 0)."),
     entry("conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-established", Duration, Honoured, Conntrack, "Time without packets after which an established TCP connection is forgotten; 0: the host's setting stays."),
-    entry("conntrack.tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", Duration, Honoured, Conntrack, "The same for TCP connections in CLOSE_WAIT."),
+    entry("conntrack.tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", Duration, Honoured, Conntrack, "The same for TCP connections in CLOSE_WAIT; 0: the host's setting stays."),
     entry("conntrack.tcpBeLiberal", "conntrack-tcp-be-liberal", Bool, Honoured, Conntrack, "Set nf_conntrack_tcp_be_liberal."),
     entry("conntrack.udpTimeout", "conntrack-udp-timeout", Duration, Honoured, Conntrack, "The same for UDP with no answer; 0: the host's setting stays."),
     entry("conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream", Duration, Honoured, Conntrack, "The same for UDP with an answer; 0: the host's setting stays."),
