@@ -149,3 +149,6 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

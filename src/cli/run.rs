@@ -21,7 +21,7 @@ const QUEUE: usize = 64;
 #[derive(Debug, Args)]
 pub struct Run {
     #[command(flatten)]
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Run {

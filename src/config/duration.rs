@@ -64,8 +64,8 @@ impl GoDuration {
     }
 }
 
-/// A number, with the digits behind its point: value and scale. Digits that no longer fit are below a nanosecond
-/// for the fraction and an overflow for the whole part.
+/// A number: its whole part (an error where that is out of range), the digits behind the point with their scale, and
+/// the text after it.
 fn number(text: &str) -> Option<(Result<u64, ()>, u64, u64, &str)> {
     let digits = |s: &str| s.bytes().take_while(u8::is_ascii_digit).count();
     let (whole, rest) = text.split_at(digits(text));
@@ -78,9 +78,11 @@ fn number(text: &str) -> Option<(Result<u64, ()>, u64, u64, &str)> {
     }
     let value = if whole.is_empty() { Ok(0) } else { whole.parse().map_err(|_| ()) };
     let (mut numerator, mut scale) = (0_u64, 1_u64);
-    for digit in fraction.bytes().take(18) {
-        numerator = numerator * 10 + u64::from(digit - b'0');
-        scale *= 10;
+    for digit in fraction.bytes() {
+        let next = numerator.checked_mul(10).and_then(|n| n.checked_add(u64::from(digit - b'0')));
+        // Where Go's int64 is full, further digits are left out.
+        let Some(next) = next.filter(|n| i64::try_from(*n).is_ok()) else { break };
+        (numerator, scale) = (next, scale.saturating_mul(10));
     }
     Some((value, numerator, scale, rest))
 }

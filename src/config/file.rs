@@ -229,7 +229,7 @@ pub fn decode(text: &str) -> Result<Decoded, FileError> {
         }
     }
     let mut unknown = Vec::new();
-    tidy(&mut object, "", &mut unknown);
+    tidy(&mut object, "", &mut unknown)?;
     strict_errors.extend(unknown.iter().map(|path| format!("unknown field {path}")));
     Ok(Decoded { configuration: from_value(Value::Object(object))?, strict_errors })
 }
@@ -250,22 +250,30 @@ fn yaml(text: &str, duplicate_keys: serde_saphyr::DuplicateKeyPolicy) -> Result<
 }
 
 /// Drops nulls, which are Go's zero values, and collects the paths that the format does not have.
-fn tidy(object: &mut serde_json::Map<String, Value>, above: &str, unknown: &mut Vec<String>) {
-    object.retain(|key, value| {
+fn tidy(
+    object: &mut serde_json::Map<String, Value>,
+    above: &str,
+    unknown: &mut Vec<String>,
+) -> Result<(), FileError> {
+    let mut dropped = Vec::new();
+    for (key, value) in object.iter_mut() {
         let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
         match (reference::shape(&path), value) {
             (reference::Shape::Unknown, _) => {
                 unknown.push(path);
-                false
+                dropped.push(key.clone());
             }
-            (_, Value::Null) => false,
-            (reference::Shape::Section, Value::Object(inner)) => {
-                tidy(inner, &path, unknown);
-                true
+            (_, Value::Null) => dropped.push(key.clone()),
+            (reference::Shape::Section, Value::Object(inner)) => tidy(inner, &path, unknown)?,
+            // Serde would take a list for a struct.
+            (reference::Shape::Section, _) => {
+                return Err(FileError::Type { path, problem: "it must be a mapping".into() });
             }
-            _ => true,
+            (reference::Shape::Field, _) => {}
         }
-    });
+    }
+    dropped.iter().for_each(|key| drop(object.remove(key)));
+    Ok(())
 }
 
 /// The configuration in a JSON value.

@@ -298,8 +298,8 @@ fn logging(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) -> Logging {
 
 fn periods_and_ranges(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) {
     let (iptables, ipvs, nftables) = (&c.iptables, &c.ipvs, &c.nftables);
+    // Periods of mode iptables do nothing here; flags set those of nftables, too.
     for (section, sync, least, checked) in [
-        ("iptables", iptables.sync_period, iptables.min_sync_period, true),
         ("nftables", nftables.sync_period, nftables.min_sync_period, true),
         ("ipvs", ipvs.sync_period, ipvs.min_sync_period, c.mode == "ipvs"),
     ] {
@@ -307,8 +307,9 @@ fn periods_and_ranges(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) {
         if checked {
             problems.check(sync > GoDuration::ZERO, &sync_field, "must be greater than 0");
             problems.check(least >= GoDuration::ZERO, &least_field, "must be greater than or equal to 0");
-            let problem = format!("must be greater than or equal to minSyncPeriod ({least})");
-            problems.check(sync <= GoDuration::ZERO || sync >= least, &sync_field, &problem);
+            // A syncPeriod that is not positive is wrong by itself.
+            let problem = format!("must be less than or equal to syncPeriod ({sync})");
+            problems.check(sync <= GoDuration::ZERO || sync >= least, &least_field, &problem);
         }
     }
     for (field, bit) in [
