@@ -39,7 +39,7 @@ impl Dump {
 
 /// The configuration; what is odd about it goes to stderr.
 pub fn config(settings: &Settings) -> anyhow::Result<Config> {
-    let config = settings.config()?;
+    let config = settings.config(settings.file()?.as_ref())?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(config)
 }

@@ -1,6 +1,7 @@
 //! `sluice run`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -8,7 +9,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::logging;
-use super::settings::Settings;
+use super::settings::{File, Settings};
 use crate::app;
 use crate::config::{Client, Config};
 use crate::dataplane::nftables::Nftables;
@@ -17,6 +18,8 @@ use crate::source::manifests::Manifests;
 
 /// How many batches of changes may wait for the reconcile loop.
 const QUEUE: usize = 64;
+/// How often the configuration file is looked at. The files of a ConfigMap take a minute to change, anyway.
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -34,9 +37,10 @@ impl Run {
         if flags.is_on("cleanup") {
             return super::cleanup::Cleanup {}.execute();
         }
-        let config = self.settings.config()?;
+        let file = self.settings.file()?;
+        let config = self.settings.config(file.as_ref())?;
         if let Some(path) = flags.text("write-config-to") {
-            return self.write_config(Path::new(path));
+            return self.write_config(file.as_ref(), Path::new(path));
         }
         logging::start(config.logging);
         config.notices.iter().for_each(|notice| info!("{notice}"));
@@ -47,30 +51,55 @@ impl Run {
         }
         set_oom_score_adj(config.oom_score_adj);
         match &self.settings.manifests {
-            Some(path) => run(config, Manifests::open(path)?),
+            Some(path) => self.reconcile(config, file, Manifests::open(path)?),
             None => from_api_server(&config.client),
         }
     }
 
-    fn write_config(&self, path: &Path) -> anyhow::Result<()> {
-        let yaml = self.settings.merged()?.configuration.to_yaml().map_err(anyhow::Error::from_boxed)?;
+    fn write_config(&self, file: Option<&File>, path: &Path) -> anyhow::Result<()> {
+        let yaml = self.settings.merged(file)?.configuration.to_yaml().map_err(anyhow::Error::from_boxed)?;
         std::fs::write(path, yaml).with_context(|| path.display().to_string())?;
         eprintln!("wrote {}", path.display());
         Ok(())
     }
-}
 
-fn run(config: Config, manifests: Manifests) -> anyhow::Result<()> {
-    let plane = Nftables::open()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let (tx, rx) = mpsc::channel(QUEUE);
-        let source = tokio::spawn(manifests.run(tx));
-        let min_sync_period = config.min_sync_period;
-        app::run(Reconciler::new(config, plane), rx, min_sync_period).await;
-        source.abort();
-    });
-    Ok(())
+    fn reconcile(&self, config: Config, file: Option<File>, manifests: Manifests) -> anyhow::Result<()> {
+        let plane = Nftables::open()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(async {
+            let (tx, rx) = mpsc::channel(QUEUE);
+            let source = tokio::spawn(manifests.run(tx));
+            let min_sync_period = config.min_sync_period;
+            let result = tokio::select! {
+                () = app::run(Reconciler::new(config, plane), rx, min_sync_period) => Ok(()),
+                path = self.file_changed(file) => Err(anyhow::anyhow!("{path} changed; ending to be started anew")),
+            };
+            source.abort();
+            result
+        })
+    }
+
+    /// Ends when the configuration file has other content that makes sense, as kube-proxy does. What makes no sense is
+    /// no reason to end: the next start would fail.
+    pub(super) async fn file_changed(&self, file: Option<File>) -> String {
+        let Some(mut file) = file else { return std::future::pending().await };
+        let path = file.path.display().to_string();
+        loop {
+            tokio::time::sleep(FILE_INTERVAL).await;
+            // While a ConfigMap's folder is replaced there may be no file.
+            let Ok(text) = std::fs::read_to_string(&file.path) else { continue };
+            if text == file.text {
+                continue;
+            }
+            file.text = text;
+            match self.settings.config(Some(&file)) {
+                Ok(_) => return path,
+                Err(error) => {
+                    warn!("{path} changed and cannot be used; the old configuration stays: {error:#}")
+                }
+            }
+        }
+    }
 }
 
 /// Without `--manifests`, objects come from the API server.

@@ -20,17 +20,33 @@ pub struct Settings {
     pub flags: Flags,
 }
 
+/// A configuration file as it was read.
+#[derive(Clone, Debug)]
+pub struct File {
+    pub path: PathBuf,
+    pub text: String,
+}
+
 impl Settings {
+    /// The file of `--config`.
+    pub fn file(&self) -> anyhow::Result<Option<File>> {
+        let Some(path) = self.flags.0.text("config").map(PathBuf::from) else { return Ok(None) };
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(Some(File { path, text }))
+    }
+
     /// Flags and file, put together.
-    pub fn merged(&self) -> anyhow::Result<Merged> {
-        let given = &self.flags.0;
-        let Some(path) = given.text("config") else { return Ok(merge::merge(given, None)?) };
-        let text = std::fs::read_to_string(path).with_context(|| path.to_owned())?;
-        merge::merge(given, Some(&text)).with_context(|| path.to_owned())
+    pub fn merged(&self, file: Option<&File>) -> anyhow::Result<Merged> {
+        let text = file.map(|file| file.text.as_str());
+        let merged = merge::merge(&self.flags.0, text);
+        match file {
+            Some(file) => merged.with_context(|| file.path.display().to_string()),
+            None => Ok(merged?),
+        }
     }
 
     /// The validated configuration.
-    pub fn config(&self) -> anyhow::Result<Config> {
-        Ok(Config::new(&self.merged()?, &host_name()?)?)
+    pub fn config(&self, file: Option<&File>) -> anyhow::Result<Config> {
+        Ok(Config::new(&self.merged(file)?, &host_name()?)?)
     }
 }

@@ -19,6 +19,8 @@ image. This page is printed from the table in `src/config/reference/table.rs` (`
 - The file is read strictly. An unknown field, or a key that is there twice, is one warning that names it; then the
   rest counts. A value of the wrong type, another `apiVersion` or `kind`, and a value that makes no sense are errors;
   all of the latter are named at once, and nothing is touched.
+- When the file changes and makes sense, the process ends, to be started anew, as kube-proxy does; the rules stay. When it
+  does not make sense, a warning says why and the old configuration stays.
 - Durations are Go's: `30s`, `1m30s`, `24h`, `0`. In the file, 0 means the default where upstream says so.
 - Mode `iptables`, and no mode, are served with nftables, which one line at start says.
 - What is *ignored, named* below has no effect here; a value other than the default is named in one line at start.

@@ -74,7 +74,7 @@ pub static TABLE: &[Entry] = &[
     entry("", "log-text-info-buffer-size", Text, Silent, Logs, "See logging.options."),
     entry("", "log-text-split-stream", Bool, Silent, Logs, "See logging.options."),
 
-    entry("", "config", Text, Honoured, Process, "Path of a KubeProxyConfiguration file; then flags with a field in it are ignored, but for --hostname-override and those about logs."),
+    entry("", "config", Text, Honoured, Process, "Path of a KubeProxyConfiguration file; flags with a field in it are then ignored, but for --hostname-override and those about logs. When it changes, the process ends, to be started anew."),
     entry("", "write-config-to", Text, Honoured, Process, "Write the configuration with all defaults to this file and exit."),
     entry("", "cleanup", Bool, Honoured, Process, "Remove the rules and exit, as `sluice cleanup` does."),
     entry("", "init-only", Bool, Honoured, Process, "Do what needs more than CAP_NET_ADMIN, and exit."),
