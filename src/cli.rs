@@ -34,10 +34,26 @@ enum Command {
     Cleanup(cleanup::Cleanup),
 }
 
+impl Command {
+    /// kube-proxy's flags, where the command has them.
+    fn settings(&self) -> Option<&settings::Settings> {
+        match self {
+            Command::Run(run) => Some(&run.settings),
+            Command::Dump(dump) => Some(&dump.settings),
+            Command::Diff(diff) => Some(&diff.settings),
+            Command::Cleanup(_) => None,
+        }
+    }
+}
+
 /// Runs the program. Exit status: 0, 1 for a failure (of `diff`: a difference), 2 for wrong usage (of `diff`:
 /// trouble).
 pub fn main() -> ExitCode {
     let command = parse(std::env::args_os()).unwrap_or_else(|error| error.exit()).command;
+    if command.settings().is_some_and(|settings| settings.flags.0.is_on("version")) {
+        println!("sluice {}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
     let result = match command {
         Command::Run(run) => run.execute(),
         Command::Dump(dump) => dump.execute(),

@@ -110,6 +110,17 @@ fn under_the_name_kube_proxy_it_runs() {
 }
 
 #[test]
+fn dump_takes_the_command_line_of_run() {
+    let manifests = format!("--manifests={}", root().join("demo/manifests").display());
+    let line = ["--hostname-override=node1", "--cluster-cidr=10.128.0.0/16", "--conntrack-min=0", "-v=2"];
+    let output = sluice(&[&["dump", &manifests], &line[..]].concat());
+    assert!(output.status.success() && !output.stdout.is_empty(), "{}", text(&output.stderr));
+    let output = sluice(&["dump", &manifests, "--cleanup"]);
+    assert!(text(&output.stderr).contains("--cleanup belongs to `sluice run`"), "{}", text(&output.stderr));
+    assert_eq!(text(&sluice(&["dump", "-V"]).stdout), text(&sluice(&["--version"]).stdout));
+}
+
+#[test]
 fn what_has_no_effect_is_one_line() {
     let file = root().join("testdata/configuration/everything.yaml");
     let config = format!("--config={}", file.display());

@@ -15,7 +15,7 @@ use crate::forwarding::Desired;
 #[derive(Debug, Args)]
 pub struct Diff {
     #[command(flatten)]
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Diff {

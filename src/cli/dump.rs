@@ -17,7 +17,7 @@ use crate::source::manifests::Manifests;
 #[derive(Debug, Args)]
 pub struct Dump {
     #[command(flatten)]
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Dump {
@@ -39,6 +39,9 @@ impl Dump {
 
 /// The configuration; what is odd about it goes to stderr.
 pub fn config(settings: &Settings) -> anyhow::Result<Config> {
+    for flag in ["cleanup", "init-only", "write-config-to"] {
+        anyhow::ensure!(settings.flags.0.get(flag).is_none(), "--{flag} belongs to `sluice run`");
+    }
     let config = settings.config(settings.file()?.as_ref())?;
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(config)

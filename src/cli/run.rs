@@ -30,16 +30,14 @@ pub struct Run {
 impl Run {
     pub fn execute(self) -> anyhow::Result<()> {
         let flags = &self.settings.flags.0;
-        if flags.is_on("version") {
-            println!("sluice {}", env!("CARGO_PKG_VERSION"));
-            return Ok(());
-        }
         if flags.is_on("cleanup") {
             return super::cleanup::Cleanup {}.execute();
         }
         let file = self.settings.file()?;
         let config = self.settings.config(file.as_ref())?;
         if let Some(path) = flags.text("write-config-to") {
+            logging::warnings_only();
+            config.warnings.iter().for_each(|warning| warn!("{warning}"));
             return self.write_config(file.as_ref(), Path::new(path));
         }
         logging::start(config.logging);

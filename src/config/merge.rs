@@ -52,7 +52,9 @@ pub struct Merged {
     /// What the operator should be warned of once.
     pub warnings: Vec<String>,
     /// The flags that count, for messages about their values.
-    pub(super) given: Given,
+    given: Given,
+    /// Whether there is a file.
+    has_file: bool,
 }
 
 /// Puts flags and the text of a file together.
@@ -90,7 +92,7 @@ pub fn merge(given: &Given, file: Option<&str>) -> Result<Merged, FileError> {
         warnings.push(format!("has no effect here: {}", names.join(", ")));
     }
     let master = given.text("master").map(str::to_owned);
-    Ok(Merged { configuration, master, warnings, given: counting })
+    Ok(Merged { configuration, master, warnings, given: counting, has_file: file.is_some() })
 }
 
 /// Flags that kube-proxy minds although there is a file.
@@ -151,8 +153,15 @@ fn with_server_port(entry: &Entry, new: &Value, given: &Given) -> Value {
     }
 }
 
-/// A field's name for the operator: the flag, where one was given.
-pub(super) fn name(field: &str, given: &Given) -> String {
-    let bare = field.split('[').next().unwrap_or(field);
-    given.setting(bare).map_or_else(|| field.to_owned(), |flag| format!("--{flag}"))
+impl Merged {
+    /// A field's name for the operator: the flag, where that is what was given or could be.
+    pub(super) fn name(&self, field: &str) -> String {
+        let bare = field.split('[').next().unwrap_or(field);
+        let possible =
+            || reference::by_field(bare).map(|e| e.flag).filter(|f| !self.has_file && !f.is_empty());
+        self.given
+            .setting(bare)
+            .or_else(possible)
+            .map_or_else(|| field.to_owned(), |flag| format!("--{flag}"))
+    }
 }

@@ -35,7 +35,7 @@ fn values_that_make_no_sense_are_named_by_flag() {
         (&["--cluster-cidr=10.0.0.0/8,10.1.0.0/16"], "--cluster-cidr: "),
         (&["--cluster-cidr=10.0.0.0/8,fd00::/8,10.1.0.0/16"], "--cluster-cidr: "),
         (&["--detect-local-mode=Magic"], "--detect-local-mode: \"Magic\" is none of"),
-        (&["--detect-local-mode=BridgeInterface"], "detectLocal.bridgeInterface: must be set"),
+        (&["--detect-local-mode=BridgeInterface"], "--pod-bridge-interface: must be set"),
         (
             &["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=a-name-of-16-byte"],
             "--pod-bridge-interface: ",
@@ -346,4 +346,15 @@ fn a_family_without_a_cidr_has_no_local_detection() {
     let view = with_flags(&[]).unwrap().view(&index, &[]);
     assert_eq!(view.settings.local_detection, [LocalDetection::None, LocalDetection::None]);
     assert!(view.notices.iter().any(|n| n.contains("--cluster-cidr")), "{:?}", view.notices);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_file_panics(
+        body in "(([a-zA-Z.]{1,12}|mode|nftables|conntrack|logging|nodePortAddresses): ?[-{}\\[\\]a-z0-9:, \"&*!|>%./]{0,20}\n){0,6}"
+    ) {
+        if let Ok(merged) = merge(&Given::default(), Some(&format!("{HEADER}{body}"))) {
+            let _ = Config::new(&merged, "node1");
+        }
+    }
 }

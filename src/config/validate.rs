@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::duration::GoDuration;
 use super::file::KubeProxyConfiguration;
-use super::merge::{self, Given, Merged};
+use super::merge::Merged;
 use super::{
     Client, Config, Conntrack, DetectLocal, Invalid, InvalidConfig, Logging, NodePortAddress, Servers,
 };
@@ -43,7 +43,7 @@ impl Config {
     /// With every setting that makes no sense.
     pub fn new(merged: &Merged, host_name: &str) -> Result<Config, InvalidConfig> {
         let c = &merged.configuration;
-        let mut problems = Problems::new(&merged.given);
+        let mut problems = Problems { merged, found: Vec::new() };
         let mut warnings = merged.warnings.clone();
         let notices = mode(c, &mut problems).into_iter().collect();
         warnings.extend(gates(c));
@@ -83,17 +83,13 @@ impl Config {
 
 /// What was found so far.
 struct Problems<'a> {
-    given: &'a Given,
+    merged: &'a Merged,
     found: Vec<Invalid>,
 }
 
-impl<'a> Problems<'a> {
-    fn new(given: &'a Given) -> Problems<'a> {
-        Problems { given, found: Vec::new() }
-    }
-
+impl Problems<'_> {
     fn add(&mut self, field: &str, problem: impl Into<String>) {
-        let invalid = Invalid { field: merge::name(field, self.given), problem: problem.into() };
+        let invalid = Invalid { field: self.merged.name(field), problem: problem.into() };
         // One flag may set two fields.
         if !self.found.contains(&invalid) {
             self.found.push(invalid);
