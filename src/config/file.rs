@@ -167,13 +167,8 @@ section!(
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Not YAML (nor JSON).
-    #[error("{place}{message}")]
-    Syntax {
-        /// Line and column, where known.
-        place: String,
-        /// What is wrong.
-        message: String,
-    },
+    #[error("{0}")]
+    Syntax(String),
     /// Not a mapping.
     #[error("this is not a {KIND}: it must be a mapping with apiVersion {API_VERSION} and kind {KIND}")]
     NotAMapping,
@@ -214,12 +209,13 @@ pub fn decode(text: &str) -> Result<Decoded, FileError> {
     let mut strict_errors = Vec::new();
     let value = match yaml(text, serde_saphyr::DuplicateKeyPolicy::Error) {
         Ok(value) => value,
-        Err(strict) => {
-            // Only a key that is there twice makes the difference.
-            let value = yaml(text, serde_saphyr::DuplicateKeyPolicy::LastWins)?;
-            strict_errors.push(strict.to_string());
-            value
+        Err(serde_saphyr::Error::DuplicateMappingKey { key, location }) => {
+            let key = key.unwrap_or_default();
+            strict_errors
+                .push(format!("{key} is there twice (line {}), the last one counts", location.line()));
+            yaml(text, serde_saphyr::DuplicateKeyPolicy::LastWins).map_err(syntax)?
         }
+        Err(error) => return Err(syntax(error)),
     };
     let Value::Object(mut object) = value else { return Err(FileError::NotAMapping) };
     for (field, expected) in [("apiVersion", API_VERSION), ("kind", KIND)] {
@@ -234,19 +230,18 @@ pub fn decode(text: &str) -> Result<Decoded, FileError> {
     Ok(Decoded { configuration: from_value(Value::Object(object))?, strict_errors })
 }
 
-fn yaml(text: &str, duplicate_keys: serde_saphyr::DuplicateKeyPolicy) -> Result<Value, FileError> {
+fn yaml(text: &str, duplicate_keys: serde_saphyr::DuplicateKeyPolicy) -> Result<Value, serde_saphyr::Error> {
     // As kube-proxy's reader, which knows YAML 1.1: `yes` and `on` are booleans.
     let options = serde_saphyr::options! {
         strict_booleans: false,
         duplicate_keys: duplicate_keys,
         with_snippet: false,
     };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| FileError::Syntax {
-        place: error
-            .location()
-            .map_or_else(String::new, |l| format!("line {}, column {}: ", l.line(), l.column())),
-        message: error.to_string(),
-    })
+    serde_saphyr::from_str_with_options(text, options)
+}
+
+fn syntax(error: serde_saphyr::Error) -> FileError {
+    FileError::Syntax(error.to_string())
 }
 
 /// Drops nulls, which are Go's zero values, and collects the paths that the format does not have.

@@ -57,12 +57,16 @@ fn row(entry: &Entry, defaulted: &Value) -> String {
         "v" => "`-v`, `--v`".into(),
         flag => format!("`--{flag}`"),
     };
-    let deprecated = if entry.deprecated { ", deprecated" } else { "" };
-    let default = match entry.default(defaulted) {
+    let show = |default: Value| match default {
         Value::Null => String::new(),
         Value::String(text) if text.is_empty() => "\"\"".into(),
         Value::String(text) => code(&text),
         other => code(&other.to_string()),
+    };
+    let (default, flag_default) = (entry.default(defaulted), entry.flag_default(defaulted));
+    let default = match default == flag_default {
+        true => show(default),
+        false => format!("{}, of the flag {}", show(default), show(flag_default)),
     };
     let verdict = match entry.verdict {
         Verdict::Honoured => "honoured",
@@ -70,5 +74,6 @@ fn row(entry: &Entry, defaulted: &Value) -> String {
         Verdict::Warned => "ignored, named",
         Verdict::Silent => "ignored",
     };
-    format!("| {} | {flag}{deprecated} | {default} | {verdict} | {} |", code(entry.field), entry.text)
+    let deprecated = if entry.deprecated { "Deprecated. " } else { "" };
+    format!("| {} | {flag} | {default} | {verdict} | {deprecated}{} |", code(entry.field), entry.text)
 }
