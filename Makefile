@@ -23,8 +23,8 @@ lint: ## fmt, clippy, licences and sources of dependencies
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	.ci/deny
 
-bless: ## write the golden renderings anew; then look at the difference
-	BLESS=1 $(CARGO) test --test golden
+bless: ## write the golden renderings and the configuration's page anew; then look at the difference
+	BLESS=1 $(CARGO) test --test golden --test configuration
 
 bench: ## figures: index → plan → encode, and the kernel's part (as root)
 	$(SUDO) env "PATH=$$PATH" $(CARGO) bench

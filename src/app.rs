@@ -18,7 +18,14 @@ const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 /// Reconciles until the source ends or a signal comes. The rules stay.
-pub async fn run<D: DataPlane>(mut reconciler: Reconciler<D>, mut source: mpsc::Receiver<Batch>) {
+///
+/// Commits are at least `min_sync_period` apart: the first change after a quiet time is written at once, those that
+/// come meanwhile are written together when the period is over.
+pub async fn run<D: DataPlane>(
+    mut reconciler: Reconciler<D>,
+    mut source: mpsc::Receiver<Batch>,
+    min_sync_period: Duration,
+) {
     let mut terminate = match signals() {
         Ok(signals) => signals,
         Err(error) => {
@@ -34,6 +41,9 @@ pub async fn run<D: DataPlane>(mut reconciler: Reconciler<D>, mut source: mpsc::
     let mut complete = false;
     let mut retry: Option<(Instant, Duration)> = None;
     let mut look_again = Instant::now();
+    // The next commit may not be before this.
+    let mut not_before = Instant::now();
+    let mut waiting = false;
     loop {
         let retry_at = retry.map(|(at, _)| at);
         tokio::select! {
@@ -56,6 +66,7 @@ pub async fn run<D: DataPlane>(mut reconciler: Reconciler<D>, mut source: mpsc::
                 }
             }
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
+            () = sleep_until(not_before), if waiting => {}
             _ = drift.tick(), if complete && retry.is_none() => {
                 if Instant::now() < look_again || !disturbed(&mut reconciler) {
                     continue;
@@ -73,9 +84,16 @@ pub async fn run<D: DataPlane>(mut reconciler: Reconciler<D>, mut source: mpsc::
         if !complete || retry.is_some_and(|(at, _)| Instant::now() < at) {
             continue;
         }
-        match tokio::task::block_in_place(|| reconciler.sync()) {
+        waiting = Instant::now() < not_before;
+        if waiting {
+            continue;
+        }
+        match without_blocking_others(|| reconciler.sync()) {
             Ok(report) => {
                 retry = None;
+                if report.steps > 0 {
+                    not_before = Instant::now() + min_sync_period;
+                }
                 if report.full {
                     // Comparing everything may take at most a twentieth of the time.
                     look_again = Instant::now() + report.elapsed * 20;
@@ -87,6 +105,14 @@ pub async fn run<D: DataPlane>(mut reconciler: Reconciler<D>, mut source: mpsc::
                 error!(%error, retry_ms = wait.as_millis() as u64, "sync failed");
             }
         }
+    }
+}
+
+/// A sync may take long; where the runtime has other threads, its other tasks move there.
+fn without_blocking_others<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::block_in_place(work),
     }
 }
 
@@ -123,3 +149,6 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,15 @@
 //! The command line. stdout is data, stderr is talk.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod cleanup;
 mod diff;
 mod dump;
+mod flags;
 mod logging;
 mod run;
 mod settings;
@@ -31,10 +34,27 @@ enum Command {
     Cleanup(cleanup::Cleanup),
 }
 
+impl Command {
+    /// kube-proxy's flags, where the command has them.
+    fn settings(&self) -> Option<&settings::Settings> {
+        match self {
+            Command::Run(run) => Some(&run.settings),
+            Command::Dump(dump) => Some(&dump.settings),
+            Command::Diff(diff) => Some(&diff.settings),
+            Command::Cleanup(_) => None,
+        }
+    }
+}
+
 /// Runs the program. Exit status: 0, 1 for a failure (of `diff`: a difference), 2 for wrong usage (of `diff`:
 /// trouble).
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = parse(std::env::args_os()).unwrap_or_else(|error| error.exit()).command;
+    if command.settings().is_some_and(|settings| settings.flags.0.is_on("version")) {
+        println!("sluice {}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    let result = match command {
         Command::Run(run) => run.execute(),
         Command::Dump(dump) => dump.execute(),
         Command::Diff(diff) => {
@@ -56,7 +76,48 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The name under which the program is `sluice run`, so that a DaemonSet needs only another image.
+const KUBE_PROXY: &str = "kube-proxy";
+
+/// Reads a command line.
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().unwrap_or_else(|| "sluice".into());
+    let mut command = command();
+    let is_kube_proxy = Path::new(&program).file_name().is_some_and(|name| name == KUBE_PROXY);
+    if is_kube_proxy {
+        command = command.mut_subcommand("run", |run| run.override_usage("kube-proxy [OPTIONS]"));
+    }
+    let run = is_kube_proxy.then(|| OsString::from("run"));
+    let arguments = arguments.map(with_dashes);
+    let matches = command.try_get_matches_from(std::iter::once(program).chain(run).chain(arguments))?;
+    Cli::from_arg_matches(&matches)
+}
+
+fn command() -> clap::Command {
+    // `dump` and `diff` take the same command line as `run`; what has no effect on them does not fill their help.
+    let mut command = Cli::command();
+    for name in ["dump", "diff"] {
+        command = command.mut_subcommand(name, |c| c.mut_args(flags::hide_what_forwarding_does_not_need));
+    }
+    command
+}
+
+/// As in kube-proxy, the name of a flag may be written with underscores.
+fn with_dashes(argument: OsString) -> OsString {
+    match argument.to_str() {
+        Some(text) if text.starts_with("--") => {
+            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+            (name.replace('_', "-") + value).into()
+        }
+        _ => argument,
+    }
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     kind == Some(std::io::ErrorKind::BrokenPipe)
 }
+
+#[cfg(test)]
+mod tests;

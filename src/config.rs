@@ -1,35 +1,52 @@
-//! What the operator decides, validated: made from flags (kube-proxy's names) and turned, with the Node object
-//! and the host's addresses, into what forwarding needs.
+//! What the operator decides, validated: made from kube-proxy's flags and its configuration file, and turned, with
+//! the Node object and the host's addresses, into what forwarding needs.
 
-use std::net::IpAddr;
-use std::str::FromStr;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::cluster::{Family, Index};
 use crate::forwarding::{LocalDetection, NodeView, Settings};
 
+pub mod duration;
+pub mod file;
+pub mod merge;
+pub mod reference;
+mod validate;
+
 /// A setting that makes no sense.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{field}: {problem}")]
 pub struct Invalid {
-    /// The flag or field.
-    pub field: &'static str,
+    /// The field's path in the file, or the flag where that was given.
+    pub field: String,
     /// What is wrong with its value, and what would be right.
     pub problem: String,
 }
 
-impl Invalid {
-    fn new(field: &'static str, problem: impl Into<String>) -> Invalid {
-        Invalid { field, problem: problem.into() }
+/// All settings that make no sense.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub struct InvalidConfig(pub Vec<Invalid>);
+
+impl fmt::Display for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [one] = &self.0[..] {
+            return one.fmt(f);
+        }
+        write!(f, "{} settings make no sense:", self.0.len())?;
+        self.0.iter().try_for_each(|invalid| write!(f, "\n  {invalid}"))
     }
 }
 
-/// `--detect-local-mode` with what belongs to it: how packets of this node's pods are told from others.
+/// `detectLocalMode` with what belongs to it: how packets of this node's pods are told from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DetectLocal {
-    /// By source address in `--cluster-cidr`; with an empty list there is no detection.
+    /// By source address in `clusterCIDR`; with an empty list there is no detection.
     ClusterCidr(Vec<IpNet>),
     /// By source address in the Node's `spec.podCIDRs`.
     NodeCidr,
@@ -39,19 +56,21 @@ pub enum DetectLocal {
     InterfaceNamePrefix(String),
 }
 
-/// One word of `--nodeport-addresses`: on which addresses of the node NodePorts are served.
+/// One word of `nodePortAddresses`: on which addresses of the node NodePorts are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddress {
     /// The Node's primary address in each family.
     Primary,
     /// Every address of the host but loopback and link-local ones.
     All,
+    /// Loopback addresses, where NodePorts are not served: it adds none.
+    Localhost,
     /// Addresses of the host in this range.
     Cidr(IpNet),
 }
 
 /// The settings of one node's agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The own Node's name.
     pub node_name: Arc<str>,
@@ -61,104 +80,88 @@ pub struct Config {
     pub node_port_addresses: Vec<NodePortAddress>,
     /// Masquerade every connection to a ClusterIP.
     pub masquerade_all: bool,
+    /// The Node's primary address of its family, in place of what the Node's status says.
+    pub bind_address: Option<IpAddr>,
+    /// How long changes may wait to be written, in the eyes of the health check. There is no periodic comparison:
+    /// somebody else's commit is seen by nf_tables' generation id.
+    pub sync_period: Duration,
+    /// Least time between two commits.
+    pub min_sync_period: Duration,
+    /// How the API server is reached.
+    pub client: Client,
+    /// The HTTP servers.
+    pub servers: Servers,
+    /// Settings of the kernel's connection tracking.
+    pub conntrack: Conntrack,
+    /// The process's `oom_score_adj`, -1000 to 1000.
+    pub oom_score_adj: i32,
+    /// Logs.
+    pub logging: Logging,
+    /// Gates as given; none changes anything.
+    pub feature_gates: BTreeMap<String, bool>,
+    /// Decisions that the operator should find in the log, once.
+    pub notices: Vec<String>,
+    /// What the operator should be warned of, once.
+    pub warnings: Vec<String>,
 }
 
-/// The longest interface name, in bytes (IFNAMSIZ - 1, linux/if.h).
-const INTERFACE_NAME_MAX: usize = 15;
-
-impl Config {
-    /// Checks flag values as kube-proxy does.
-    pub fn new(
-        node_name: &str,
-        detect_local_mode: &str,
-        cluster_cidr: &str,
-        bridge: &str,
-        interface_prefix: &str,
-        node_port_addresses: &[String],
-        masquerade_all: bool,
-    ) -> Result<Config, Invalid> {
-        // As kube-proxy, which compares with a Node name that is a DNS label.
-        let node_name = node_name.trim().to_lowercase();
-        if node_name.is_empty() {
-            return Err(Invalid::new("--hostname-override", "must not be empty; give the Node's name"));
-        }
-        let cluster_cidrs = cidr_pair("--cluster-cidr", cluster_cidr)?;
-        let detect_local = match detect_local_mode {
-            "" | "ClusterCIDR" => DetectLocal::ClusterCidr(cluster_cidrs),
-            "NodeCIDR" => DetectLocal::NodeCidr,
-            "BridgeInterface" => {
-                DetectLocal::BridgeInterface(interface_name("--pod-bridge-interface", bridge)?)
-            }
-            "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(interface_name(
-                "--pod-interface-name-prefix",
-                interface_prefix,
-            )?),
-            other => {
-                let known = "ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix";
-                return Err(Invalid::new("--detect-local-mode", format!("{other:?} is none of {known}")));
-            }
-        };
-        let words = node_port_addresses.iter().flat_map(|w| w.split(',')).map(str::trim);
-        let node_port_addresses =
-            words.filter(|w| !w.is_empty()).map(str::parse).collect::<Result<Vec<_>, _>>()?;
-        let node_port_addresses =
-            if node_port_addresses.is_empty() { vec![NodePortAddress::Primary] } else { node_port_addresses };
-        Ok(Config { node_name: node_name.into(), detect_local, node_port_addresses, masquerade_all })
-    }
+/// How the API server is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// `clientConnection.kubeconfig`; without it and without `master`: the Pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--master`: the server's URL, in place of the kubeconfig's.
+    pub master: Option<String>,
 }
 
-/// One CIDR, or one of each family, separated by a comma.
-fn cidr_pair(field: &'static str, value: &str) -> Result<Vec<IpNet>, Invalid> {
-    let words = value.split(',').map(str::trim).filter(|w| !w.is_empty());
-    let cidrs = words.map(|w| cidr(field, w)).collect::<Result<Vec<_>, _>>()?;
-    match &cidrs[..] {
-        [] | [_] => Ok(cidrs),
-        [a, b] if Family::of_net(a) != Family::of_net(b) => Ok(cidrs),
-        _ => Err(Invalid::new(field, format!("{value:?} must be one CIDR, or one IPv4 and one IPv6 CIDR"))),
-    }
+/// The HTTP servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Servers {
+    /// Health checks; `None`: no such server.
+    pub healthz: Option<SocketAddr>,
+    /// Metrics; `None`: no such server.
+    pub metrics: Option<SocketAddr>,
+    /// Whether an address that cannot be bound ends the process; otherwise it is tried again.
+    pub bind_hard_fail: bool,
+    /// `enableProfiling`.
+    pub profiling: bool,
+    /// `showHiddenMetricsForVersion`, as given.
+    pub show_hidden_metrics_for_version: String,
 }
 
-fn cidr(field: &'static str, word: &str) -> Result<IpNet, Invalid> {
-    let example = "an address and a prefix length such as 10.128.0.0/16";
-    IpNet::from_str(word)
-        .map(|net| net.trunc())
-        .map_err(|_| Invalid::new(field, format!("{word:?} is not a CIDR; it must be {example}")))
+/// Settings of the kernel's connection tracking. `None` and 0 leave what the host has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conntrack {
+    /// Entries per CPU core; 0: the limit stays.
+    pub max_per_core: u32,
+    /// Least limit of entries, if `max_per_core` is not 0.
+    pub min: u32,
+    /// `nf_conntrack_tcp_timeout_established`.
+    pub tcp_established_timeout: Option<Duration>,
+    /// `nf_conntrack_tcp_timeout_close_wait`.
+    pub tcp_close_wait_timeout: Option<Duration>,
+    /// Set `nf_conntrack_tcp_be_liberal`.
+    pub tcp_be_liberal: bool,
+    /// `nf_conntrack_udp_timeout`.
+    pub udp_timeout: Option<Duration>,
+    /// `nf_conntrack_udp_timeout_stream`.
+    pub udp_stream_timeout: Option<Duration>,
 }
 
-fn interface_name(field: &'static str, name: &str) -> Result<String, Invalid> {
-    let name = name.trim();
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '"' | '*' | '\\');
-    match name.len() {
-        0 => Err(Invalid::new(field, "must be set with this --detect-local-mode")),
-        1..=INTERFACE_NAME_MAX if !name.contains(odd) => Ok(name.into()),
-        _ => Err(Invalid::new(
-            field,
-            format!("{name:?} is not an interface name: at most {INTERFACE_NAME_MAX} bytes, no blanks, no /"),
-        )),
-    }
+/// Logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Logging {
+    /// JSON, not text.
+    pub json: bool,
+    /// kube-proxy's `-v`.
+    pub verbosity: u32,
 }
 
 impl NodePortAddress {
     fn is_for(&self, family: Family) -> bool {
         match self {
-            NodePortAddress::Primary | NodePortAddress::All => true,
+            NodePortAddress::Primary | NodePortAddress::All | NodePortAddress::Localhost => true,
             NodePortAddress::Cidr(net) => Family::of_net(net) == family,
-        }
-    }
-}
-
-impl FromStr for NodePortAddress {
-    type Err = Invalid;
-
-    fn from_str(word: &str) -> Result<NodePortAddress, Invalid> {
-        match word {
-            "primary" => Ok(NodePortAddress::Primary),
-            "all" => Ok(NodePortAddress::All),
-            "localhost" => Err(Invalid::new(
-                "--nodeport-addresses",
-                "\"localhost\" is not offered: NodePorts are not served on loopback addresses; leave it out",
-            )),
-            word => cidr("--nodeport-addresses", word).map(NodePortAddress::Cidr),
         }
     }
 }
@@ -204,6 +207,7 @@ impl Config {
                 own
             }
         };
+        let primary = self.with_bind_address(primary);
         let mut node_port_addresses: Vec<IpAddr> = Vec::new();
         for family in Family::ALL {
             let of_family = |a: &&IpAddr| Family::of(**a) == family;
@@ -216,6 +220,7 @@ impl Config {
             for word in words {
                 match word {
                     NodePortAddress::Primary => node_port_addresses.extend(primary.iter().filter(of_family)),
+                    NodePortAddress::Localhost => {}
                     NodePortAddress::All => node_port_addresses.extend(own()),
                     NodePortAddress::Cidr(net) => {
                         node_port_addresses.extend(own().filter(|a| net.contains(*a)))
@@ -229,6 +234,14 @@ impl Config {
         let zone = node.and_then(|n| n.zone.clone());
         let node = NodeView { name: self.node_name.clone(), zone, node_port_addresses };
         View { node, settings, notices }
+    }
+
+    fn with_bind_address(&self, mut primary: Vec<IpAddr>) -> Vec<IpAddr> {
+        if let Some(own) = self.bind_address {
+            primary.retain(|a| Family::of(*a) != Family::of(own));
+            primary.push(own);
+        }
+        primary
     }
 
     fn settings(&self, index: &Index, notices: &mut Vec<String>) -> Settings {
@@ -253,7 +266,7 @@ impl Config {
         if local_detection.iter().all(|d| *d == LocalDetection::None) {
             let remedy = match self.detect_local {
                 DetectLocal::NodeCidr => "the Node has no spec.podCIDRs",
-                _ => "set --cluster-cidr, or --detect-local-mode",
+                _ => "set clusterCIDR (--cluster-cidr), or detectLocalMode",
             };
             notices.push(format!(
                 "pods cannot be told from outside clients ({remedy}): connections from outside to a ClusterIP keep \
@@ -300,68 +313,4 @@ pub fn host_name() -> std::io::Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cluster::{Change, Node};
-
-    fn config(
-        mode: &str,
-        cidr: &str,
-        bridge: &str,
-        prefix: &str,
-        addresses: &[&str],
-    ) -> Result<Config, Invalid> {
-        let addresses: Vec<String> = addresses.iter().map(|a| a.to_string()).collect();
-        Config::new("node1", mode, cidr, bridge, prefix, &addresses, false)
-    }
-
-    #[test]
-    fn bad_values_name_the_flag() {
-        for (result, flag) in [
-            (config("", "10.0.0.0", "", "", &[]), "--cluster-cidr"),
-            (config("", "10.0.0.0/8,10.1.0.0/16", "", "", &[]), "--cluster-cidr"),
-            (config("", "10.0.0.0/8,fd00::/8,10.1.0.0/16", "", "", &[]), "--cluster-cidr"),
-            (config("Magic", "", "", "", &[]), "--detect-local-mode"),
-            (config("BridgeInterface", "", "", "", &[]), "--pod-bridge-interface"),
-            (config("BridgeInterface", "", "a-name-of-16-byte", "", &[]), "--pod-bridge-interface"),
-            (config("InterfaceNamePrefix", "", "", "a b", &[]), "--pod-interface-name-prefix"),
-            (config("", "", "", "", &["nowhere"]), "--nodeport-addresses"),
-            (config("", "", "", "", &["localhost"]), "--nodeport-addresses"),
-        ] {
-            assert_eq!(result.unwrap_err().field, flag);
-        }
-    }
-
-    #[test]
-    fn node_ports_are_on_the_primary_addresses_unless_told_otherwise() {
-        let parse = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<IpAddr>>();
-        let host = parse(&["127.0.0.1", "10.0.0.1", "10.0.0.2", "192.168.0.1", "::1", "fe80::1", "fd00::1"]);
-        let mut index = Index::new("node1");
-        let at = |index: &Index, words: &[&str]| {
-            config("", "10.1.0.0/16", "", "", words).unwrap().view(index, &host).node.node_port_addresses
-        };
-        assert_eq!(at(&index, &[]), parse(&["10.0.0.1", "10.0.0.2", "192.168.0.1", "fd00::1"]), "no Node");
-        index.apply(Change::Node(
-            "node1".into(),
-            Some(Node {
-                name: "node1".into(),
-                addresses: parse(&["10.0.0.2", "10.0.0.1", "fd00::1"]),
-                ..Node::default()
-            }),
-        ));
-        assert_eq!(at(&index, &[]), parse(&["10.0.0.2", "fd00::1"]));
-        assert_eq!(at(&index, &["primary,192.168.0.0/16"]), parse(&["10.0.0.2", "192.168.0.1", "fd00::1"]));
-        assert_eq!(at(&index, &["0.0.0.0/0"]), parse(&["10.0.0.1", "10.0.0.2", "192.168.0.1", "fd00::1"]));
-        assert_eq!(at(&index, &["127.0.0.0/8"]), parse(&["fd00::1"]), "never on loopback");
-    }
-
-    #[test]
-    fn a_family_without_a_cidr_has_no_local_detection() {
-        let index = Index::new("node1");
-        let view = config("", "10.1.0.0/16", "", "", &[]).unwrap().view(&index, &[]);
-        assert_eq!(view.settings.local_detection, [LocalDetection::Cidr, LocalDetection::None]);
-        let view = config("", "", "", "", &[]).unwrap().view(&index, &[]);
-        assert_eq!(view.settings.local_detection, [LocalDetection::None, LocalDetection::None]);
-        assert!(view.notices.iter().any(|n| n.contains("--cluster-cidr")), "{:?}", view.notices);
-    }
-}
+mod tests;

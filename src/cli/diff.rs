@@ -15,14 +15,15 @@ use crate::forwarding::Desired;
 #[derive(Debug, Args)]
 pub struct Diff {
     #[command(flatten)]
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Diff {
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         logging::warnings_only();
-        let index = super::dump::load(&self.settings)?;
-        let View { node, settings, notices } = self.settings.config()?.view(&index, &host_addresses()?);
+        let config = super::dump::config(&self.settings)?;
+        let index = super::dump::load(&self.settings, &config)?;
+        let View { node, settings, notices } = config.view(&index, &host_addresses()?);
         notices.iter().for_each(|notice| tracing::warn!("{notice}"));
         let mut plane = Nftables::open()?;
         let observed = plane.observe(&settings)?;

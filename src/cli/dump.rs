@@ -2,12 +2,13 @@
 
 use std::io::Write;
 
+use anyhow::Context;
 use clap::Args;
 
 use super::logging;
 use super::settings::Settings;
 use crate::cluster::{Family, Index};
-use crate::config::{View, host_addresses};
+use crate::config::{Config, View, host_addresses};
 use crate::dataplane::nftables::model::Set;
 use crate::dataplane::nftables::{plan, text};
 use crate::forwarding::Desired;
@@ -16,7 +17,7 @@ use crate::source::manifests::Manifests;
 #[derive(Debug, Args)]
 pub struct Dump {
     #[command(flatten)]
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Dump {
@@ -36,25 +37,38 @@ impl Dump {
     }
 }
 
+/// The configuration; what is odd about it goes to stderr.
+pub fn config(settings: &Settings) -> anyhow::Result<Config> {
+    for flag in ["cleanup", "init-only", "write-config-to"] {
+        anyhow::ensure!(settings.flags.0.get(flag).is_none(), "--{flag} belongs to `sluice run`");
+    }
+    let config = settings.config(settings.file()?.as_ref())?;
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(config)
+}
+
 /// The objects of the manifests. A file that cannot be read is an error: half the truth would mislead.
-pub fn load(settings: &Settings) -> anyhow::Result<Index> {
-    let mut manifests = Manifests::open(&settings.manifests)?;
+pub fn load(settings: &Settings, config: &Config) -> anyhow::Result<Index> {
+    let path = settings.manifests.as_ref();
+    let path = path.context("the API server cannot be used as a source yet; give --manifests PATH")?;
+    let mut manifests = Manifests::open(path)?;
     let load = manifests.load()?;
     load.warn();
     anyhow::ensure!(load.broken.is_empty(), "nothing is printed, since a file cannot be read as a whole");
-    let mut index = Index::new(settings.config()?.node_name);
+    let mut index = Index::new(config.node_name.clone());
     load.changes.into_iter().for_each(|change| index.apply(change));
     Ok(index)
 }
 
 fn desired(settings: &Settings) -> anyhow::Result<Desired> {
-    let index = load(settings)?;
+    let config = config(settings)?;
+    let index = load(settings, &config)?;
     let addresses = match index.node() {
         // Another node's rules are asked for, as a rule: its object knows its addresses better than this host.
         Some(node) => node.addresses.clone(),
         None => host_addresses().unwrap_or_default(),
     };
-    let View { node, settings, notices } = settings.config()?.view(&index, &addresses);
+    let View { node, settings, notices } = config.view(&index, &addresses);
     notices.iter().for_each(|notice| tracing::warn!("{notice}"));
     let (desired, changes) = Desired::from_scratch(&index, node, settings);
     for c in &changes.conflicts {

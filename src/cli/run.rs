@@ -1,39 +1,118 @@
 //! `sluice run`.
 
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
 use clap::Args;
 use tokio::sync::mpsc;
+use tracing::{info, warn};
 
-use super::logging::Logging;
-use super::settings::Settings;
+use super::logging;
+use super::settings::{File, Settings};
 use crate::app;
+use crate::config::{Client, Config};
 use crate::dataplane::nftables::Nftables;
 use crate::reconcile::Reconciler;
 use crate::source::manifests::Manifests;
 
 /// How many batches of changes may wait for the reconcile loop.
 const QUEUE: usize = 64;
+/// How often the configuration file is looked at. The files of a ConfigMap take a minute to change, anyway.
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Run {
     #[command(flatten)]
-    settings: Settings,
-    #[command(flatten)]
-    logging: Logging,
+    pub(super) settings: Settings,
 }
 
 impl Run {
     pub fn execute(self) -> anyhow::Result<()> {
-        let config = self.settings.config()?;
-        self.logging.start();
+        let flags = &self.settings.flags.0;
+        if flags.is_on("cleanup") {
+            return super::cleanup::Cleanup {}.execute();
+        }
+        let file = self.settings.file()?;
+        let config = self.settings.config(file.as_ref())?;
+        if let Some(path) = flags.text("write-config-to") {
+            logging::warnings_only();
+            config.warnings.iter().for_each(|warning| warn!("{warning}"));
+            return self.write_config(file.as_ref(), Path::new(path));
+        }
+        logging::start(config.logging);
+        config.notices.iter().for_each(|notice| info!("{notice}"));
+        config.warnings.iter().for_each(|warning| warn!("{warning}"));
+        if flags.is_on("init-only") {
+            info!("initialized: nothing here needs more than CAP_NET_ADMIN");
+            return Ok(());
+        }
+        set_oom_score_adj(config.oom_score_adj);
+        match &self.settings.manifests {
+            Some(path) => self.reconcile(config, file, Manifests::open(path)?),
+            None => from_api_server(&config.client),
+        }
+    }
+
+    fn write_config(&self, file: Option<&File>, path: &Path) -> anyhow::Result<()> {
+        let yaml = self.settings.merged(file)?.configuration.to_yaml().map_err(anyhow::Error::from_boxed)?;
+        std::fs::write(path, yaml).with_context(|| path.display().to_string())?;
+        eprintln!("wrote {}", path.display());
+        Ok(())
+    }
+
+    fn reconcile(&self, config: Config, file: Option<File>, manifests: Manifests) -> anyhow::Result<()> {
         let plane = Nftables::open()?;
-        let manifests = Manifests::open(&self.settings.manifests)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
             let (tx, rx) = mpsc::channel(QUEUE);
             let source = tokio::spawn(manifests.run(tx));
-            app::run(Reconciler::new(config, plane), rx).await;
+            let min_sync_period = config.min_sync_period;
+            let result = tokio::select! {
+                () = app::run(Reconciler::new(config, plane), rx, min_sync_period) => Ok(()),
+                path = self.file_changed(file) => Err(anyhow::anyhow!("{path} changed; ending to be started anew")),
+            };
             source.abort();
-        });
-        Ok(())
+            result
+        })
+    }
+
+    /// Ends when the configuration file has other content that makes sense, as kube-proxy does. What makes no sense is
+    /// no reason to end: the next start would fail.
+    pub(super) async fn file_changed(&self, file: Option<File>) -> String {
+        let Some(mut file) = file else { return std::future::pending().await };
+        let path = file.path.display().to_string();
+        loop {
+            tokio::time::sleep(FILE_INTERVAL).await;
+            // While a ConfigMap's folder is replaced there may be no file.
+            let Ok(text) = std::fs::read_to_string(&file.path) else { continue };
+            if text == file.text {
+                continue;
+            }
+            file.text = text;
+            match self.settings.config(Some(&file)) {
+                Ok(_) => return path,
+                Err(error) => {
+                    warn!("{path} changed and cannot be used; the old configuration stays: {error:#}")
+                }
+            }
+        }
+    }
+}
+
+/// Without `--manifests`, objects come from the API server.
+fn from_api_server(client: &Client) -> anyhow::Result<()> {
+    let server = match (&client.master, &client.kubeconfig) {
+        (Some(url), _) => url.clone(),
+        (None, Some(path)) => format!("that of {}", path.display()),
+        (None, None) => "that of the Pod's service account".into(),
+    };
+    anyhow::bail!("the API server ({server}) cannot be used as a source yet; give --manifests PATH")
+}
+
+/// As a privileged process only; upstream, too, goes on without it.
+fn set_oom_score_adj(value: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
+        info!(%error, value, "oom_score_adj stays as it is");
     }
 }

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 
+use super::flags::Flags;
+use crate::config::merge::{self, Merged};
 use crate::config::{Config, host_name};
 
 /// What decides about forwarding; names, values and defaults are kube-proxy's.
@@ -11,47 +14,39 @@ use crate::config::{Config, host_name};
 pub struct Settings {
     /// File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API
     /// server. Files of a folder: *.yaml, *.yml, *.json.
-    #[arg(long, value_name = "PATH")]
-    pub manifests: PathBuf,
-    /// Name of the own Node [default: this host's name].
-    #[arg(long, visible_alias = "node-name", value_name = "NAME")]
-    pub hostname_override: Option<String>,
-    /// Range of pod addresses, or an IPv4 and an IPv6 range separated by a comma.
-    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "", hide_default_value = true)]
-    pub cluster_cidr: String,
-    /// How traffic of this node's pods is told from outside traffic: ClusterCIDR, NodeCIDR, BridgeInterface or
-    /// InterfaceNamePrefix.
-    #[arg(long, value_name = "MODE", default_value = "ClusterCIDR")]
-    pub detect_local_mode: String,
-    /// The bridge that pods are on, for BridgeInterface.
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    pub pod_bridge_interface: String,
-    /// What the names of pods' interfaces start with, for InterfaceNamePrefix.
-    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
-    pub pod_interface_name_prefix: String,
-    /// Where NodePorts are served: primary, all, and ranges, separated by commas [default: primary].
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub nodeport_addresses: Vec<String>,
-    /// Masquerade every connection to a ClusterIP.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, action = clap::ArgAction::Set)]
-    pub masquerade_all: bool,
+    #[arg(long, value_name = "PATH", help_heading = "Where objects come from")]
+    pub manifests: Option<PathBuf>,
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// A configuration file as it was read.
+#[derive(Clone, Debug)]
+pub struct File {
+    pub path: PathBuf,
+    pub text: String,
 }
 
 impl Settings {
+    /// The file of `--config`.
+    pub fn file(&self) -> anyhow::Result<Option<File>> {
+        let Some(path) = self.flags.0.text("config").map(PathBuf::from) else { return Ok(None) };
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(Some(File { path, text }))
+    }
+
+    /// Flags and file, put together.
+    pub fn merged(&self, file: Option<&File>) -> anyhow::Result<Merged> {
+        let text = file.map(|file| file.text.as_str());
+        let merged = merge::merge(&self.flags.0, text);
+        match file {
+            Some(file) => merged.with_context(|| file.path.display().to_string()),
+            None => Ok(merged?),
+        }
+    }
+
     /// The validated configuration.
-    pub fn config(&self) -> anyhow::Result<Config> {
-        let name = match &self.hostname_override {
-            Some(name) => name.clone(),
-            None => host_name()?,
-        };
-        Ok(Config::new(
-            &name,
-            &self.detect_local_mode,
-            &self.cluster_cidr,
-            &self.pod_bridge_interface,
-            &self.pod_interface_name_prefix,
-            &self.nodeport_addresses,
-            self.masquerade_all,
-        )?)
+    pub fn config(&self, file: Option<&File>) -> anyhow::Result<Config> {
+        Ok(Config::new(&self.merged(file)?, &host_name()?)?)
     }
 }

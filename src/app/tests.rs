@@ -1,0 +1,116 @@
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::cluster::{Change, Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy};
+use crate::config::{Config, merge};
+use crate::dataplane::memory::{Memory, Refused};
+use crate::dataplane::nftables::plan::{self, ChainUse, Observed, Plan};
+use crate::forwarding::{Adopted, Changes, Desired, Settings};
+
+/// The tables in memory, with the time of each commit.
+#[derive(Default)]
+struct Timed {
+    memory: Memory,
+    used: ChainUse,
+    commits: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl DataPlane for Timed {
+    type Observed = Observed;
+    type Plan = Plan;
+    type Error = Refused;
+
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn observe(&mut self, settings: &Settings) -> Result<Observed, Refused> {
+        Ok(self.memory.observe(|family| plan::structure(settings, family)))
+    }
+
+    fn adopt(&self, observed: &Observed) -> Adopted {
+        plan::adopt(observed)
+    }
+
+    fn plan(&mut self, desired: &Desired, observed: &Observed) -> Plan {
+        let (plan, used) = plan::plan(desired, observed);
+        self.used = used;
+        plan
+    }
+
+    fn plan_changes(&mut self, changes: &Changes) -> Plan {
+        plan::plan_changes(changes, &Family::ALL, &mut self.used)
+    }
+
+    fn steps(&self, plan: &Plan) -> usize {
+        plan.len()
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), Refused> {
+        self.commits.lock().unwrap().push(Instant::now());
+        self.memory.apply(plan)
+    }
+
+    fn disturbed(&mut self) -> Result<bool, Refused> {
+        Ok(false)
+    }
+}
+
+fn service(n: u8) -> Change {
+    let name = ObjectName::new("default", format!("s{n}"));
+    let port = ServicePort {
+        name: "".into(),
+        protocol: Protocol::Tcp,
+        port: 80.try_into().unwrap(),
+        node_port: None,
+    };
+    let service = Service {
+        name: name.clone(),
+        created: 0,
+        cluster_ips: vec![[10, 96, 0, n].into()],
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        source_ranges: vec![],
+        ports: vec![port],
+        external_policy: TrafficPolicy::Cluster,
+        internal_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        health_check_node_port: None,
+        traffic_distribution: None,
+    };
+    Change::Service(name, Some(service))
+}
+
+/// When commits come, in tenths of a second, if Services come at `changes`.
+async fn commits(min_sync_period: Duration, changes: &[u64]) -> Vec<u64> {
+    let merged = merge::merge(&merge::Given::default(), None).unwrap();
+    let plane = Timed::default();
+    let times = plane.commits.clone();
+    let (tx, rx) = mpsc::channel(16);
+    let start = Instant::now();
+    let source = async {
+        for (n, at) in (1..).zip(changes) {
+            sleep_until(start + Duration::from_millis(at * 100)).await;
+            tx.send(Batch { changes: vec![service(n)], synced: true }).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(tx);
+    };
+    let config = Config::new(&merged, "node1").unwrap();
+    tokio::join!(run(Reconciler::new(config, plane), rx, min_sync_period), source);
+    let times = times.lock().unwrap();
+    times.iter().map(|at| (at.duration_since(start).as_millis() as u64 + 50) / 100).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_are_min_sync_period_apart_and_the_first_is_at_once() {
+    let period = Duration::from_secs(10);
+    let at = commits(period, &[0, 10, 11, 40, 300, 301, 405, 600]).await;
+    assert_eq!(at, [0, 100, 300, 400, 500, 600], "tenths of a second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_min_sync_period_each_change_is_written_at_once() {
+    let changes = [0, 10, 11, 40, 300];
+    assert_eq!(commits(Duration::ZERO, &changes).await, changes);
+}

@@ -1,0 +1,154 @@
+use std::time::Duration;
+
+use super::{Cli, Command, parse};
+use crate::config::merge;
+use crate::config::{Config, DetectLocal, NodePortAddress};
+
+fn run(line: &str) -> Result<super::run::Run, clap::Error> {
+    match parse(line.split_whitespace().map(Into::into))? {
+        Cli { command: Command::Run(run) } => Ok(run),
+        Cli { command } => panic!("{line}: {command:?}"),
+    }
+}
+
+/// The configuration of a command line, its file (if any) left out.
+fn config(line: &str) -> Config {
+    let run = run(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    let merged = merge::merge(&run.settings.flags.0, None).unwrap_or_else(|error| panic!("{line}: {error}"));
+    Config::new(&merged, "host").unwrap_or_else(|error| panic!("{line}: {error}"))
+}
+
+/// Command lines as DaemonSets, static Pods and agents have them.
+#[test]
+fn command_lines_of_others_are_accepted() {
+    for line in [
+        // kubeadm
+        "kube-proxy --config=/var/lib/kube-proxy/config.conf --hostname-override=node1",
+        "/usr/local/bin/kube-proxy --config=/var/lib/kube-proxy/config.conf --hostname-override=node1 --v=2",
+        // EKS
+        "kube-proxy --v=2 --config=/var/lib/kube-proxy-config/config --hostname-override=node1",
+        // k3s and RKE2
+        "kube-proxy --cluster-cidr=10.42.0.0/16 --conntrack-max-per-core=0 --conntrack-tcp-timeout-close-wait=0s \
+         --conntrack-tcp-timeout-established=0s --healthz-bind-address=127.0.0.1 --hostname-override=node1 \
+         --kubeconfig=/var/lib/rancher/rke2/agent/kubeproxy.kubeconfig --proxy-mode=iptables",
+        "kube-proxy --cluster-cidr=10.42.0.0/16,2001:cafe:42::/56 --conntrack-max-per-core=0 --feature-gates=A=true,B=false \
+         --proxy-mode=iptables --v=4 --vmodule=proxier=5 --metrics-bind-address=0.0.0.0",
+        // Static Pods of GCE
+        "kube-proxy --master=https://10.0.0.1 --kubeconfig=/var/lib/kube-proxy/kubeconfig --cluster-cidr=10.64.0.0/14 \
+         --oom-score-adj=-998 --v=2 --iptables-sync-period=1m --iptables-min-sync-period=10s --ipvs-sync-period=1m \
+         --ipvs-min-sync-period=10s --detect-local-mode=NodeCIDR",
+        // AKS
+        "kube-proxy --conntrack-max-per-core=0 --metrics-bind-address=0.0.0.0:10249 --kubeconfig=/var/lib/kubelet/kubeconfig \
+         --cluster-cidr=10.244.0.0/16 --detect-local-mode=ClusterCIDR --pod-interface-name-prefix= --v=3",
+        // Scripts of the old days
+        "kube-proxy --bind-address 0.0.0.0 --hostname-override=n --cleanup=false --masquerade-all --proxy_mode=iptables -v 2",
+        "sluice run --manifests=/m --node-name=node1 -v2",
+    ] {
+        config(line);
+    }
+}
+
+#[test]
+fn flags_are_written_as_pflag_reads_them() {
+    for (line, verbosity) in [
+        ("sluice run -v=2", 2),
+        ("sluice run -v2", 2),
+        ("sluice run -v 2", 2),
+        ("sluice run --v=2", 2),
+        ("sluice run --v 2", 2),
+        ("sluice run --v=1 --v=2", 2),
+    ] {
+        assert_eq!(config(line).logging.verbosity, verbosity, "{line}");
+    }
+    for (line, all) in [
+        ("sluice run --masquerade-all", true),
+        ("sluice run --masquerade-all=true", true),
+        ("sluice run --masquerade_all=1", true),
+        ("sluice run --masquerade-all=F", false),
+        ("sluice run --masquerade-all --masquerade-all=false", false),
+        ("sluice run --masquerade-all --cluster-cidr=", true),
+    ] {
+        let config = config(line);
+        assert_eq!(config.masquerade_all, all, "{line}");
+        assert_eq!(config.detect_local, DetectLocal::ClusterCidr(vec![]), "{line}");
+    }
+    let config = config(
+        "kube-proxy --nodeport-addresses=primary,10.0.0.0/8 --nodeport-addresses=fd00::/8 --feature-gates=A=true,B=false \
+         --feature-gates=B=true --oom-score-adj -998 --iptables-min-sync-period=1.5s --conntrack-max-per-core=0",
+    );
+    let cidr = |text: &str| NodePortAddress::Cidr(text.parse().expect("a CIDR"));
+    assert_eq!(config.node_port_addresses, [NodePortAddress::Primary, cidr("10.0.0.0/8"), cidr("fd00::/8")]);
+    assert_eq!(config.feature_gates, [("A".into(), true), ("B".into(), true)].into());
+    assert_eq!(config.oom_score_adj, -998);
+    assert_eq!(config.sync_period, Duration::from_secs(30));
+    assert_eq!(config.min_sync_period, Duration::from_millis(1500));
+    assert_eq!(config.conntrack.max_per_core, 0);
+}
+
+#[test]
+fn wrong_usage_is_refused() {
+    for (line, word) in [
+        ("kube-proxy run", "run"),
+        ("kube-proxy --masquerade-all false", "false"),
+        ("kube-proxy --masquerade-all=yes", "--masquerade-all"),
+        ("kube-proxy --conntrack-min=many", "--conntrack-min"),
+        ("kube-proxy --conntrack-min=4294967296", "--conntrack-min"),
+        ("kube-proxy --iptables-sync-period=30", "--iptables-sync-period"),
+        ("kube-proxy --feature-gates=A", "--feature-gates"),
+        ("kube-proxy --vmodule=a", "--vmodule"),
+        ("kube-proxy --no-such-flag", "--no-such-flag"),
+        ("kube-proxy --cluster-cidr", "--cluster-cidr"),
+        ("sluice --cluster-cidr=10.0.0.0/8 run", "--cluster-cidr"),
+    ] {
+        match run(line) {
+            Ok(run) => panic!("{line}: {run:?}"),
+            Err(error) => {
+                assert_eq!(error.exit_code(), 2, "{line}");
+                assert!(error.to_string().contains(word), "{line}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_command_line_makes_sense() {
+    super::command().debug_assert();
+}
+
+#[test]
+fn help_shows_what_matters() {
+    let help = |line: &str| run(line).expect_err("help").to_string();
+    let run = help("sluice run --help");
+    for shown in
+        ["Traffic:", "Connection tracking:", "--manifests", "--conntrack-min", "--feature-gates", "--config"]
+    {
+        assert!(run.contains(shown), "{shown}\n{run}");
+    }
+    for hidden in ["--healthz-port", "--network-name", "--kube-api-qps", "--ipvs-scheduler", "--boot-id-file"]
+    {
+        assert!(!run.contains(hidden), "{hidden}\n{run}");
+    }
+    let dump = help("sluice dump --help");
+    assert!(dump.contains("--cluster-cidr") && dump.contains("--manifests"), "{dump}");
+    assert!(!dump.contains("--conntrack-min") && !dump.contains("--feature-gates"), "{dump}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_file_ends_the_process_if_it_makes_sense() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.conf");
+    let header = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    let write = |body: &str| std::fs::write(&path, format!("{header}{body}")).expect("it can be written");
+    write("mode: nftables\n");
+    let run = run(&format!("kube-proxy --config={}", path.display())).expect("a command line");
+    let file = run.settings.file().expect("it can be read");
+    let mut changed = std::pin::pin!(run.file_changed(file));
+    let hour = Duration::from_secs(3600);
+    assert!(tokio::time::timeout(hour, &mut changed).await.is_err(), "nothing changed");
+    write("mode: magic\n");
+    assert!(tokio::time::timeout(hour, &mut changed).await.is_err(), "nonsense");
+    std::fs::remove_file(&path).expect("it can be removed");
+    assert!(tokio::time::timeout(hour, &mut changed).await.is_err(), "no file");
+    write("mode: nftables\nclusterCIDR: 10.0.0.0/8\n");
+    assert_eq!(tokio::time::timeout(hour, &mut changed).await, Ok(path.display().to_string()));
+}

@@ -1,0 +1,79 @@
+//! The page for operators.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::{Entry, TABLE, Topic, Verdict};
+use crate::config::file::KubeProxyConfiguration;
+
+const INTRODUCTION: &str = "\
+# Configuration
+
+`sluice run` takes the flags of kube-proxy 1.36 and its configuration file (`kubeproxy.config.k8s.io/v1alpha1`, kind
+`KubeProxyConfiguration`) as they are: the ConfigMap that is there can be mounted, and a DaemonSet needs only another
+image. This page is printed from the table in `src/config/reference/table.rs` (`make bless`).
+
+- With `--config`, flags that have a field in the file are ignored and named once at start, but for
+  `--hostname-override` and the flags about logs. `--master` counts, too.
+- Two flags are sluice's own: `--manifests PATH` takes objects from files in place of an API server, `--node-name` is another
+  name of `--hostname-override`. `sluice dump` and `sluice diff` take the same command line as `sluice run`.
+- The file is read strictly. An unknown field, or a key that is there twice, is one warning that names it; then the
+  rest counts. A value of the wrong type, another `apiVersion` or `kind`, and a value that makes no sense are errors;
+  all of the latter are named at once, and nothing is touched.
+- When the file changes and makes sense, the process ends, to be started anew, as kube-proxy does; the rules stay. When it
+  does not make sense, a warning says why and the old configuration stays.
+- Durations are Go's: `30s`, `1m30s`, `24h`, `0`. In the file, 0 means the default where upstream says so.
+- Mode `iptables`, and no mode, are served with nftables, which one line at start says.
+- What is *ignored, named* below has no effect here; a value other than the default is named in one line at start.
+- `nftables.minSyncPeriod` is 0 by default (kube-proxy: 1s): a change costs one small transaction, so there is nothing
+  to save by waiting. A value that is set is honoured: the first change after a quiet time is written at once, those
+  that follow together when the time has passed.
+- Rules are compared with the kernel's whenever somebody else committed to nf_tables, which is asked every 200 ms; there
+  is no comparison by the clock, since nothing can have changed.
+";
+
+/// The text of `deploy/CONFIGURATION.md`.
+pub fn page() -> String {
+    let defaulted = serde_json::to_value(KubeProxyConfiguration::defaulted()).unwrap_or_default();
+    let mut out = String::from(INTRODUCTION);
+    let mut topics: Vec<Topic> = TABLE.iter().map(|entry| entry.topic).collect();
+    topics.sort_unstable();
+    topics.dedup();
+    for topic in topics {
+        let _ = write!(out, "\n## {}\n", topic.heading());
+        out.push_str("\n| field | flag | default | here | |\n| --- | --- | --- | --- | --- |\n");
+        for entry in TABLE.iter().filter(|entry| entry.topic == topic) {
+            let _ = writeln!(out, "{}", row(entry, &defaulted));
+        }
+    }
+    out
+}
+
+fn row(entry: &Entry, defaulted: &Value) -> String {
+    let code = |text: &str| if text.is_empty() { String::new() } else { format!("`{text}`") };
+    let flag = match entry.flag {
+        "" => String::new(),
+        "v" => "`-v`, `--v`".into(),
+        flag => format!("`--{flag}`"),
+    };
+    let show = |default: Value| match default {
+        Value::Null => String::new(),
+        Value::String(text) if text.is_empty() => "\"\"".into(),
+        Value::String(text) => code(&text),
+        other => code(&other.to_string()),
+    };
+    let (default, flag_default) = (entry.default(defaulted), entry.flag_default(defaulted));
+    let default = match default == flag_default {
+        true => show(default),
+        false => format!("{}, of the flag {}", show(default), show(flag_default)),
+    };
+    let verdict = match entry.verdict {
+        Verdict::Honoured => "honoured",
+        Verdict::Partly => "partly",
+        Verdict::Warned => "ignored, named",
+        Verdict::Silent => "ignored",
+    };
+    let deprecated = if entry.deprecated { "Deprecated. " } else { "" };
+    format!("| {} | {flag} | {default} | {verdict} | {deprecated}{} |", code(entry.field), entry.text)
+}

@@ -1,0 +1,106 @@
+//! The table itself.
+
+use super::Kind::{Bool, Duration, Float, Gates, Int, List, Structure, Text, VModules};
+use super::Topic::{Conntrack, Iptables, Ipvs, Logs, Objects, Process, Servers, Sync, Traffic, Windows};
+use super::Verdict::{Honoured, Partly, Silent, Warned};
+use super::{Entry, Kind, Topic, Verdict};
+
+const fn entry(
+    field: &'static str,
+    flag: &'static str,
+    kind: Kind,
+    verdict: Verdict,
+    topic: Topic,
+    text: &'static str,
+) -> Entry {
+    Entry { field, flag, kind, verdict, topic, deprecated: false, text }
+}
+
+const fn deprecated(entry: Entry) -> Entry {
+    Entry { deprecated: true, ..entry }
+}
+
+/// All of it, in the order of the help.
+#[rustfmt::skip]
+pub static TABLE: &[Entry] = &[
+    entry("clientConnection.kubeconfig", "kubeconfig", Text, Honoured, Objects, "Path of a kubeconfig file that says how to reach the API server; without it the Pod's service account does."),
+    entry("", "master", Text, Honoured, Objects, "URL of the API server, in place of the kubeconfig's; counts beside --config, too."),
+    entry("clientConnection.acceptContentTypes", "", Text, Warned, Objects, "Objects are asked for as JSON."),
+    entry("clientConnection.contentType", "kube-api-content-type", Text, Warned, Objects, "Objects are asked for as JSON."),
+    entry("clientConnection.qps", "kube-api-qps", Float, Silent, Objects, "There are four watches and a few events, nothing to slow down."),
+    entry("clientConnection.burst", "kube-api-burst", Int, Silent, Objects, "See qps."),
+    entry("configSyncPeriod", "config-sync-period", Duration, Silent, Objects, "Changes come by watch; there is no second list to compare with."),
+    entry("hostnameOverride", "hostname-override", Text, Honoured, Objects, "Name of the own Node; without it this host's name, in lower case. The flag counts beside --config, too."),
+
+    entry("mode", "proxy-mode", Text, Partly, Traffic, "\"nftables\"; \"\" and \"iptables\" mean nftables here, too, with a line in the log; \"ipvs\" is not there yet."),
+    entry("clusterCIDR", "cluster-cidr", Text, Honoured, Traffic, "Range of pod addresses, or an IPv4 and an IPv6 range separated by a comma."),
+    entry("detectLocalMode", "detect-local-mode", Text, Honoured, Traffic, "How traffic of this node's pods is told from outside traffic: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix."),
+    entry("detectLocal.bridgeInterface", "pod-bridge-interface", Text, Honoured, Traffic, "The bridge that pods are on, for BridgeInterface."),
+    entry("detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", Text, Honoured, Traffic, "What the names of pods' interfaces start with, for InterfaceNamePrefix."),
+    entry("nodePortAddresses", "nodeport-addresses", List, Partly, Traffic, "Where NodePorts are served: primary, all, ranges, in any mix; empty: primary. localhost is taken, but NodePorts are not served on loopback addresses."),
+    entry("bindAddress", "bind-address", Text, Honoured, Traffic, "The Node's primary address, in place of what its object says; nothing is bound to it. Its family is that of the servers' default addresses."),
+    entry("iptables.masqueradeAll", "masquerade-all", Bool, Honoured, Traffic, "Masquerade every connection to a ClusterIP. This field does nothing where mode is nftables; the flag always counts."),
+    entry("nftables.masqueradeAll", "", Bool, Honoured, Traffic, "Masquerade every connection to a ClusterIP; set by --masquerade-all, too."),
+    entry("nftables.masqueradeBit", "", Int, Silent, Traffic, "No bit of the mark is used; it is checked only."),
+
+    entry("nftables.syncPeriod", "", Duration, Partly, Sync, "Rules that somebody else changed are found and repaired within about 200 ms, at any period; it tells when /healthz calls the rules too old."),
+    entry("nftables.minSyncPeriod", "", Duration, Honoured, Sync, "Least time between two writes; changes meanwhile are written together. 0, the default here (kube-proxy: 1s): at once."),
+    entry("iptables.syncPeriod", "iptables-sync-period", Duration, Partly, Sync, "How long changes may wait, in the eyes of /healthz. The flag sets nftables.syncPeriod, as in kube-proxy; this field does nothing."),
+    entry("iptables.minSyncPeriod", "iptables-min-sync-period", Duration, Partly, Sync, "Least time between two writes; changes meanwhile are written together. The flag sets nftables.minSyncPeriod, as in kube-proxy; this field does nothing."),
+
+    entry("healthzBindAddress", "healthz-bind-address", Text, Honoured, Servers, "Where /healthz and /livez are served; a port may be left out."),
+    entry("metricsBindAddress", "metrics-bind-address", Text, Honoured, Servers, "Where /metrics and /proxyMode are served; a port may be left out; an empty flag: nowhere."),
+    entry("bindAddressHardFail", "bind-address-hard-fail", Bool, Honoured, Servers, "End when an address cannot be bound, instead of trying again."),
+    entry("enableProfiling", "profiling", Bool, Warned, Servers, "There are no profiles to fetch."),
+    entry("showHiddenMetricsForVersion", "show-hidden-metrics-for-version", Text, Silent, Servers, "No metric is hidden."),
+    deprecated(entry("", "healthz-port", Int, Honoured, Servers, "Port of --healthz-bind-address where that has none; 0: no such server.")),
+    deprecated(entry("", "metrics-port", Int, Honoured, Servers, "Port of --metrics-bind-address where that has none; 0: no such server.")),
+
+    entry("conntrack.maxPerCore", "conntrack-max-per-core", Int, Honoured, Conntrack, "Most tracked connections per CPU core; 0: the host's limit stays."),
+    entry("conntrack.min", "conntrack-min", Int, Honoured, Conntrack, "Least limit of tracked connections, whatever --conntrack-max-per-core says (unless 0)."),
+    entry("conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-established", Duration, Honoured, Conntrack, "Time without packets after which an established TCP connection is forgotten; 0: the host's setting stays."),
+    entry("conntrack.tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", Duration, Honoured, Conntrack, "The same for TCP connections in CLOSE_WAIT; 0: the host's setting stays."),
+    entry("conntrack.tcpBeLiberal", "conntrack-tcp-be-liberal", Bool, Honoured, Conntrack, "Set nf_conntrack_tcp_be_liberal."),
+    entry("conntrack.udpTimeout", "conntrack-udp-timeout", Duration, Honoured, Conntrack, "The same for UDP with no answer; 0: the host's setting stays."),
+    entry("conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream", Duration, Honoured, Conntrack, "The same for UDP with an answer; 0: the host's setting stays."),
+
+    entry("logging.format", "logging-format", Text, Honoured, Logs, "text or json. Flags about logs count beside --config, too."),
+    entry("logging.verbosity", "v", Int, Partly, Logs, "0 to 3: what an operator needs; 4 and 5: each plan; 6 and more: everything."),
+    entry("logging.flushFrequency", "log-flush-frequency", Duration, Silent, Logs, "Lines are written at once."),
+    entry("logging.vmodule", "vmodule", VModules, Silent, Logs, "These are names of Go files."),
+    entry("logging.options", "", Structure, Silent, Logs, "Options of Go's log writers."),
+    entry("", "log-json-info-buffer-size", Text, Silent, Logs, "See logging.options."),
+    entry("", "log-json-split-stream", Bool, Silent, Logs, "See logging.options."),
+    entry("", "log-text-info-buffer-size", Text, Silent, Logs, "See logging.options."),
+    entry("", "log-text-split-stream", Bool, Silent, Logs, "See logging.options."),
+
+    entry("", "config", Text, Honoured, Process, "Path of a KubeProxyConfiguration file; flags with a field in it are then ignored, but for --hostname-override and those about logs. When it changes, the process ends, to be started anew."),
+    entry("", "write-config-to", Text, Honoured, Process, "Write the configuration with all defaults to this file and exit."),
+    entry("", "cleanup", Bool, Honoured, Process, "Remove the rules and exit, as `sluice cleanup` does."),
+    entry("", "init-only", Bool, Honoured, Process, "Do what needs more than CAP_NET_ADMIN, and exit."),
+    entry("", "version", Bool, Honoured, Process, "Print the version and exit."),
+    entry("oomScoreAdj", "oom-score-adj", Int, Honoured, Process, "oom_score_adj of this process, -1000 to 1000; best effort."),
+    entry("featureGates", "feature-gates", Gates, Partly, Process, "No gate changes anything; those that are unknown here are named at start."),
+    deprecated(entry("", "boot-id-file", Text, Silent, Process, "Nothing reads it, in kube-proxy neither.")),
+    deprecated(entry("", "machine-id-file", Text, Silent, Process, "Nothing reads it, in kube-proxy neither.")),
+    deprecated(entry("portRange", "", Text, Silent, Process, "Nothing uses it since mode userspace is gone.")),
+
+    entry("iptables.masqueradeBit", "iptables-masquerade-bit", Int, Silent, Iptables, "No bit of the mark is used; it is checked only."),
+    entry("iptables.localhostNodePorts", "iptables-localhost-nodeports", Bool, Silent, Iptables, "NodePorts are not served on loopback addresses, as in kube-proxy's mode nftables."),
+
+    entry("ipvs.syncPeriod", "ipvs-sync-period", Duration, Silent, Ipvs, "For mode ipvs only."),
+    entry("ipvs.minSyncPeriod", "ipvs-min-sync-period", Duration, Silent, Ipvs, "For mode ipvs only."),
+    entry("ipvs.scheduler", "ipvs-scheduler", Text, Silent, Ipvs, "For mode ipvs only."),
+    entry("ipvs.excludeCIDRs", "ipvs-exclude-cidrs", List, Silent, Ipvs, "For mode ipvs only."),
+    entry("ipvs.strictARP", "ipvs-strict-arp", Bool, Silent, Ipvs, "For mode ipvs only."),
+    entry("ipvs.tcpTimeout", "ipvs-tcp-timeout", Duration, Silent, Ipvs, "For mode ipvs only."),
+    entry("ipvs.tcpFinTimeout", "ipvs-tcpfin-timeout", Duration, Silent, Ipvs, "For mode ipvs only."),
+    entry("ipvs.udpTimeout", "ipvs-udp-timeout", Duration, Silent, Ipvs, "For mode ipvs only."),
+
+    entry("winkernel.networkName", "network-name", Text, Warned, Windows, "For Windows only."),
+    entry("winkernel.sourceVip", "source-vip", Text, Warned, Windows, "For Windows only."),
+    entry("winkernel.enableDSR", "enable-dsr", Bool, Warned, Windows, "For Windows only."),
+    entry("winkernel.rootHnsEndpointName", "root-hnsendpoint-name", Text, Warned, Windows, "For Windows only."),
+    entry("winkernel.forwardHealthCheckVIP", "forward-healthcheck-vip", Bool, Warned, Windows, "For Windows only."),
+    entry("windowsRunAsService", "windows-service", Bool, Warned, Windows, "For Windows only."),
+];

@@ -1,0 +1,142 @@
+//! Files of KubeProxyConfiguration as others write them, and the page for operators.
+//!
+//! testdata/configuration/defaults/NAME.yaml is what `--write-config-to` makes of testdata/configuration/NAME.yaml;
+//! deploy/CONFIGURATION.md is printed from the program's table. `make bless` writes both anew.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sluice(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sluice")).args(arguments).output().expect("sluice runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Compares with what is recorded, or records it.
+fn golden(path: &Path, now: &str) {
+    if std::env::var_os("BLESS").is_some() {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(path, now).expect("it can be written");
+        return;
+    }
+    let recorded = fs::read_to_string(path).unwrap_or_default();
+    assert!(recorded == now, "{} is stale (`make bless` if that is right); now:\n{now}", path.display());
+}
+
+fn files() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("testdata/configuration")).expect("testdata/configuration");
+    let mut files: Vec<_> = entries.map(|e| e.expect("an entry").path()).filter(|p| p.is_file()).collect();
+    files.sort();
+    assert!(files.len() >= 3, "files are missing");
+    files
+}
+
+#[test]
+fn defaults_are_filled_in_as_recorded() {
+    let written = tempfile::tempdir().expect("a folder");
+    let mut cases: Vec<_> = files().into_iter().map(Some).collect();
+    cases.push(None);
+    for file in cases {
+        let name = file.as_ref().map_or("no-file.yaml".into(), |f| f.file_name().expect("a name").to_owned());
+        let out = written.path().join(&name);
+        let config = file.as_ref().map(|f| format!("--config={}", f.display()));
+        let write = format!("--write-config-to={}", out.display());
+        let flags: Vec<&str> = ["run", write.as_str()].into_iter().chain(config.as_deref()).collect();
+        let output = sluice(&flags);
+        assert!(output.status.success(), "{name:?}: {}", text(&output.stderr));
+        let now = fs::read_to_string(&out).expect("it was written");
+        golden(&root().join("testdata/configuration/defaults").join(&name), &now);
+
+        // What is written says the same again.
+        let again = written.path().join("again.yaml");
+        let flags = [
+            "run",
+            &format!("--config={}", out.display()),
+            &format!("--write-config-to={}", again.display()),
+        ];
+        assert!(sluice(&flags).status.success(), "{name:?}");
+        assert_eq!(fs::read_to_string(&again).expect("it was written"), now, "{name:?}");
+    }
+}
+
+#[test]
+fn the_page_is_up_to_date() {
+    golden(&root().join("deploy/CONFIGURATION.md"), &sluice::config::reference::page());
+}
+
+#[test]
+fn everything_wrong_is_said_at_once_and_nothing_is_started() {
+    let output = sluice(&[
+        "run",
+        "--manifests=/nonexistent",
+        "--cluster-cidr=10.0.0.0",
+        "--iptables-sync-period=0",
+        "--oom-score-adj=2000",
+        "--proxy-mode=userspace",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let talk = text(&output.stderr);
+    for line in [
+        "sluice: 4 settings make no sense:",
+        "  --proxy-mode: \"userspace\" is none of nftables, iptables, ipvs",
+        "  --cluster-cidr: \"10.0.0.0\" is not a CIDR",
+        "  --iptables-sync-period: must be greater than 0",
+        "  --oom-score-adj: must be within -1000 to 1000",
+    ] {
+        assert!(talk.contains(line), "{line:?} is not in\n{talk}");
+    }
+    assert_eq!(talk.lines().count(), 5, "{talk}");
+}
+
+#[test]
+fn under_the_name_kube_proxy_it_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("kube-proxy");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_sluice"), &program).expect("a link");
+    let call = |flags: &[&str]| Command::new(&program).args(flags).output().expect("it runs");
+    assert_eq!(text(&call(&["--version"]).stdout), format!("sluice {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(text(&call(&["--help"]).stdout).contains("Usage: kube-proxy [OPTIONS]"));
+    let output = call(&["--kubeconfig=/etc/kubeconfig", "--proxy-mode=nftables"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("give --manifests PATH"), "{}", text(&output.stderr));
+    assert_eq!(call(&["dump"]).status.code(), Some(2), "no positional arguments");
+}
+
+#[test]
+fn dump_takes_the_command_line_of_run() {
+    let manifests = format!("--manifests={}", root().join("demo/manifests").display());
+    let line = ["--hostname-override=node1", "--cluster-cidr=10.128.0.0/16", "--conntrack-min=0", "-v=2"];
+    let output = sluice(&[&["dump", &manifests], &line[..]].concat());
+    assert!(output.status.success() && !output.stdout.is_empty(), "{}", text(&output.stderr));
+    let output = sluice(&["dump", &manifests, "--cleanup"]);
+    assert!(text(&output.stderr).contains("--cleanup belongs to `sluice run`"), "{}", text(&output.stderr));
+    assert_eq!(text(&sluice(&["dump", "-V"]).stdout), text(&sluice(&["--version"]).stdout));
+}
+
+#[test]
+fn what_has_no_effect_is_one_line() {
+    let file = root().join("testdata/configuration/everything.yaml");
+    let config = format!("--config={}", file.display());
+    let output = sluice(&["run", &config, "--masquerade-all", "--conntrack-min=5", "-v=2", "--init-only"]);
+    let talk = text(&output.stderr);
+    assert!(output.status.success(), "{talk}");
+    let warnings: Vec<&str> = talk.lines().filter(|line| line.contains("WARN")).collect();
+    let expected = [
+        "ignored, since there is a --config: --masquerade-all, --conntrack-min",
+        "has no effect here: clientConnection.acceptContentTypes, clientConnection.contentType, enableProfiling, \
+         winkernel.networkName,",
+        "feature gates that are unknown here: SomethingElse",
+        "NodePorts are not served on loopback addresses",
+    ];
+    assert_eq!(warnings.len(), expected.len(), "{talk}");
+    for line in expected {
+        assert!(warnings.iter().any(|w| w.contains(line)), "{line:?} is not in\n{talk}");
+    }
+}
