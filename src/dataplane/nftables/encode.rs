@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use crate::cluster::Family;
 use crate::netlink::attribute::Open;
 use crate::netlink::message::{NLM_F_APPEND, NLM_F_CREATE};
-use crate::netlink::{Batch, Message, Refusal, Writer};
+use crate::netlink::{Batch, Error, Message, Refusal, Socket, Writer};
 
 use super::element;
 use super::model::{Chain, Element, Set, Step, Structure, TABLE};
@@ -153,6 +153,7 @@ impl Encoder {
                     self.message(NFT_MSG_DELSET, 0, family).display(NFTA_SET_NAME, set);
                 }
                 Step::AddChain(chain) => {
+                    // Only the rules of constant chains depend on the structure.
                     self.chain(family, *chain);
                     self.rules(family, *chain, &Structure::default());
                 }
@@ -273,6 +274,28 @@ pub(super) fn number(family: Family) -> u8 {
         Family::Ipv4 => NFPROTO_IPV4,
         Family::Ipv6 => NFPROTO_IPV6,
     }
+}
+
+/// Why a plan was not applied. Nothing of it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The kernel refused these steps; it looked at all of them.
+    #[error("{}", .0.iter().map(Refused::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Refused>),
+    /// Anything else.
+    #[error(transparent)]
+    Netlink(#[from] Error),
+}
+
+/// Applies a plan as one batch; see [`encode`].
+pub fn apply(socket: &mut Socket, plan: &Plan, generation: Option<u32>) -> Result<(), ApplyError> {
+    let batch = encode(plan, generation);
+    socket.commit(&batch).map_err(|error| match error {
+        Error::Refused(refusals) => {
+            ApplyError::Refused(refusals.iter().map(|refusal| refused(plan, &batch, refusal)).collect())
+        }
+        error => ApplyError::Netlink(error),
+    })
 }
 
 /// A step that the kernel refused, in words for people and numbers for programs.
