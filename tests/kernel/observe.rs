@@ -133,7 +133,7 @@ fn foreign_expressions_and_elements_are_unknown() {
             add chain ip sluice foreign
             add element ip sluice services { 10.96.0.2 . tcp . 80 : goto foreign }
             add element ip sluice pod-cidrs { 9.0.0.1-9.0.0.6 }
-            add rule ip sluice foreign ip saddr 10.0.0.0-10.0.0.4 tcp dport vmap { 80-90 : accept } log
+            add rule ip sluice foreign ip saddr 10.0.0.0-10.0.0.4 tcp dport vmap { 80-90 : accept } counter
             add rule ip sluice foreign3 counter limit rate 5/second snat to 10.0.0.1 persistent
             add rule ip sluice foreign meta mark set ct mark ip saddr & 255.0.0.0 == 10.0.0.0 goto foreign2
         ";

@@ -353,7 +353,7 @@ pub fn refused(plan: &Plan, batch: &Batch, refusal: &Refusal) -> Refused {
     let table = TableName(if message.family == NFPROTO_IPV6 { Family::Ipv6 } else { Family::Ipv4 });
     let step = locate(plan, object as usize + elements.unwrap_or(0));
     let object = match step.and_then(|(part, step)| plan.get(part)?.1.get(step)) {
-        // Not every kernel says which element of a list it was.
+        // The kernel says which element of a list it was (6.1, 6.12 and 6.18 do).
         Some(Step::Add(element) | Step::Delete(element)) if elements.is_none() => {
             let set = element.set();
             format!("an element from {} on in {} {set} of {table}", element.key(), schema::set_keyword(set))
