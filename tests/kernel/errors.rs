@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use nix::errno::Errno;
 use sluice::cluster::{Family, Protocol};
-use sluice::dataplane::nftables::encode::{Plan, Refused, encode, refused};
+use sluice::dataplane::nftables::encode::{ApplyError, Plan, Refused, apply, encode};
 use sluice::dataplane::nftables::model::{Chain, Element, Key, Set, Step, Structure, Verdict};
 use sluice::netlink::{Error, Socket};
 
@@ -31,13 +31,12 @@ fn refusals(steps: Vec<Step>) -> Vec<Refused> {
         // The other family's part comes first, to see that steps are found behind it.
         let other = vec![Step::DestroyTable, Step::CreateTable(Structure::default())];
         let plan: &Plan = &[(Family::Ipv6, other), (Family::Ipv4, steps)];
-        let batch = encode(plan, None);
-        let refusals = match Socket::open().unwrap().commit(&batch) {
-            Err(Error::Refused(refusals)) => refusals,
-            other => panic!("{other:?}"),
-        };
+        let error = apply(&mut Socket::open().unwrap(), plan, None).unwrap_err();
         assert_eq!(bytecode(Family::Ipv4), before);
-        refusals.iter().map(|refusal| refused(plan, &batch, refusal)).collect()
+        match error {
+            ApplyError::Refused(refusals) => refusals,
+            error => panic!("{error}"),
+        }
     })
 }
 

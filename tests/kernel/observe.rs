@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use sluice::cluster::{Family, Protocol};
 use sluice::dataplane::nftables::decode::{all_elements, elements, observe};
-use sluice::dataplane::nftables::element::Decoded;
+use sluice::dataplane::nftables::element::{Decoded, Sticky};
+use sluice::dataplane::nftables::encode::encode_with_clients;
 use sluice::dataplane::nftables::expression::Expression;
 use sluice::dataplane::nftables::model::{Chain, Element, LocalDetection, Set, Step, Structure};
 use sluice::dataplane::nftables::schema;
@@ -132,7 +133,7 @@ fn foreign_expressions_and_elements_are_unknown() {
             add chain ip sluice foreign
             add element ip sluice services { 10.96.0.2 . tcp . 80 : goto foreign }
             add element ip sluice pod-cidrs { 9.0.0.1-9.0.0.6 }
-            add rule ip sluice foreign ip saddr 10.0.0.0-10.0.0.4 tcp dport vmap { 80-90 : accept } log
+            add rule ip sluice foreign ip saddr 10.0.0.0-10.0.0.4 tcp dport vmap { 80-90 : accept } counter
             add rule ip sluice foreign3 counter limit rate 5/second snat to 10.0.0.1 persistent
             add rule ip sluice foreign meta mark set ct mark ip saddr & 255.0.0.0 == 10.0.0.0 goto foreign2
         ";
@@ -193,6 +194,16 @@ fn clients_are_observed_with_their_time() {
             assert_eq!((sticky.slot, sticky.client.to_string().as_str(), sticky.id), (1, client, 7));
             assert_eq!(sticky.timeout, 300_000);
             assert!((1..=300_000).contains(&sticky.expires), "{sticky:?}");
+
+            // The table is made anew, and the client is still known, for no longer than before.
+            let mut steps = vec![Step::DestroyTable];
+            steps.extend(content(family, Structure::default()).steps());
+            let clients = [(family, vec![Sticky { expires: sticky.expires / 2, ..sticky }])];
+            socket.commit(&encode_with_clients(&[(family, steps)], &clients, None)).unwrap();
+            let found = all_elements(&mut socket, family, &[Set::Sticky(1)], 20).unwrap();
+            let [Decoded::Sticky(carried)] = found[..] else { panic!("{found:?}") };
+            assert_eq!(Sticky { expires: 0, ..carried }, Sticky { expires: 0, ..sticky });
+            assert!((1..=sticky.expires / 2).contains(&carried.expires), "{carried:?}");
         }
     });
 }

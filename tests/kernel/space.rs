@@ -6,8 +6,7 @@ use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, unshare};
 use sluice::cluster::Family;
-use sluice::dataplane::nftables::encode;
-use sluice::dataplane::nftables::encode::Plan;
+use sluice::dataplane::nftables::encode::{Plan, apply};
 use sluice::netlink::Socket;
 
 /// Runs a test in a new network namespace. Without root it fails.
@@ -57,14 +56,8 @@ pub fn run(program: &str, arguments: &[&str], input: &str) -> String {
 
 /// Applies a plan by netlink.
 pub fn commit(plan: &Plan) {
-    let batch = encode::encode(plan, None);
-    if let Err(error) = Socket::open().unwrap().commit(&batch) {
-        match error {
-            sluice::netlink::Error::Refused(refusals) => {
-                panic!("{}", encode::refused(plan, &batch, &refusals[0]))
-            }
-            error => panic!("{error}"),
-        }
+    if let Err(error) = apply(&mut Socket::open().unwrap(), plan, None) {
+        panic!("{error}");
     }
 }
 

@@ -114,6 +114,15 @@ fn to_verdict(writer: &mut Writer, key: Bytes, with_data: bool, verdict: Verdict
     });
 }
 
+/// Writes a client of a `sticky-K` set with the time that it has left.
+pub(super) fn encode_client(writer: &mut Writer, client: &Sticky) {
+    writer.nested(NFTA_LIST_ELEM, |w| {
+        Bytes::new().address(client.client).number(client.id).write(w, NFTA_SET_ELEM_KEY);
+        w.u64(NFTA_SET_ELEM_TIMEOUT, client.timeout);
+        w.u64(NFTA_SET_ELEM_EXPIRATION, client.expires);
+    });
+}
+
 /// nft's user data of an element whose interval ends where the addresses end: `NFTNL_UDATA_SET_ELEM_FLAGS`
 /// with `SET_ELEM_F_INTERVAL_OPEN`. Without it nft 1.0.6 lists a single address.
 fn open_interval() -> [u8; 6] {

@@ -11,9 +11,9 @@ use nix::errno::Errno;
 use crate::cluster::Family;
 use crate::netlink::attribute::Open;
 use crate::netlink::message::{NLM_F_APPEND, NLM_F_CREATE};
-use crate::netlink::{Batch, Message, Refusal, Writer};
+use crate::netlink::{Batch, Error, Message, Refusal, Socket, Writer};
 
-use super::element;
+use super::element::{self, Sticky};
 use super::model::{Chain, Element, Set, Step, Structure, TABLE};
 use super::schema::{self, Rule};
 use super::uapi::*;
@@ -32,6 +32,12 @@ pub type Plan = [(Family, Vec<Step>)];
 /// The plan as one batch, which the kernel applies as a whole or not at all. With a generation it is refused
 /// ([`crate::netlink::Error::Stale`]) when anybody committed since.
 pub fn encode(plan: &Plan, generation: Option<u32>) -> Batch {
+    encode_with_clients(plan, &[], generation)
+}
+
+/// The same, and after the plan's steps these clients are put into the `sticky-K` sets, which are there then, with
+/// the time that they have left: so a table can be made anew without session affinity being forgotten.
+pub fn encode_with_clients(plan: &Plan, clients: &[(Family, Vec<Sticky>)], generation: Option<u32>) -> Batch {
     let batch = Batch::with_capacity(generation, estimate(plan));
     let mut encoder = Encoder {
         done: Vec::new(),
@@ -43,6 +49,12 @@ pub fn encode(plan: &Plan, generation: Option<u32>) -> Batch {
     };
     for (family, steps) in plan {
         encoder.steps(*family, steps, false);
+    }
+    for (family, clients) in clients {
+        for client in clients {
+            let writer = encoder.list(NFT_MSG_NEWSETELEM, *family, Set::Sticky(client.slot));
+            element::encode_client(writer, client);
+        }
     }
     encoder.finish().pop().unwrap_or_else(|| Batch::new(generation))
 }
@@ -153,6 +165,7 @@ impl Encoder {
                     self.message(NFT_MSG_DELSET, 0, family).display(NFTA_SET_NAME, set);
                 }
                 Step::AddChain(chain) => {
+                    // Only the rules of constant chains depend on the structure.
                     self.chain(family, *chain);
                     self.rules(family, *chain, &Structure::default());
                 }
@@ -252,7 +265,12 @@ impl Encoder {
     }
 
     fn element(&mut self, kind: u8, family: Family, element: &Element) {
-        let set = element.set();
+        let writer = self.list(kind, family, element.set());
+        element::encode(writer, element, kind == NFT_MSG_NEWSETELEM);
+    }
+
+    /// Where the next element of a set goes: into the list that is open, or a new one.
+    fn list(&mut self, kind: u8, family: Family, set: Set) -> &mut Writer {
         let fits = self.list.as_ref().is_some_and(|list| {
             (list.kind, list.family, list.set) == (kind, family, set)
                 && self.batch.len() - list.open.start() < self.list_length
@@ -263,7 +281,7 @@ impl Encoder {
             let open = self.batch.open(NFTA_SET_ELEM_LIST_ELEMENTS);
             self.list = Some(List { kind, family, set, open });
         }
-        element::encode(&mut self.batch, element, kind == NFT_MSG_NEWSETELEM);
+        &mut self.batch
     }
 }
 
@@ -273,6 +291,28 @@ pub(super) fn number(family: Family) -> u8 {
         Family::Ipv4 => NFPROTO_IPV4,
         Family::Ipv6 => NFPROTO_IPV6,
     }
+}
+
+/// Why a plan was not applied. Nothing of it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The kernel refused these steps; it looked at all of them.
+    #[error("{}", .0.iter().map(Refused::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Refused>),
+    /// Anything else.
+    #[error(transparent)]
+    Netlink(#[from] Error),
+}
+
+/// Applies a plan as one batch; see [`encode`].
+pub fn apply(socket: &mut Socket, plan: &Plan, generation: Option<u32>) -> Result<(), ApplyError> {
+    let batch = encode(plan, generation);
+    socket.commit(&batch).map_err(|error| match error {
+        Error::Refused(refusals) => {
+            ApplyError::Refused(refusals.iter().map(|refusal| refused(plan, &batch, refusal)).collect())
+        }
+        error => ApplyError::Netlink(error),
+    })
 }
 
 /// A step that the kernel refused, in words for people and numbers for programs.
@@ -302,35 +342,29 @@ impl fmt::Display for Refused {
 pub fn refused(plan: &Plan, batch: &Batch, refusal: &Refusal) -> Refused {
     let errno = refusal.errno;
     let text = refusal.text.clone();
-    let found = refusal.message.and_then(|index| {
-        let bytes = batch.message_bytes(index)?;
-        let message = Message::parse(bytes).ok()?;
-        let object = batch.object(index)? as usize;
-        let elements = match message.kind {
-            NFT_MSG_NEWSETELEM | NFT_MSG_DELSETELEM => refusal.offset.map(|o| elements_before(bytes, o)),
-            _ => None,
-        };
-        let (part, step) = locate(plan, object + elements.unwrap_or(0))?;
-        let (family, steps) = plan.get(part)?;
-        let table = TableName(*family);
-        let object = match steps.get(step)? {
-            // Kernels before 6.0 do not say which element of a list it was.
-            Step::Add(element) | Step::Delete(element) if elements.is_none() => {
-                let set = element.set();
-                format!("an element from {element} on in {} {set} of {table}", schema::set_keyword(set))
-            }
-            Step::Add(element) | Step::Delete(element) => {
-                let set = element.set();
-                format!("element {} in {} {set} of {table}", element.key(), schema::set_keyword(set))
-            }
-            _ => describe(&message, table),
-        };
-        Some((object, (part, step)))
-    });
-    match found {
-        Some((object, step)) => Refused { errno, step: Some(step), object, text },
-        None => Refused { errno, step: None, object: "the transaction as a whole".to_owned(), text },
-    }
+    let whole = Refused { errno, step: None, object: "the transaction as a whole".to_owned(), text };
+    let Some(index) = refusal.message else { return whole };
+    let (Some(bytes), Some(object)) = (batch.message_bytes(index), batch.object(index)) else { return whole };
+    let Ok(message) = Message::parse(bytes) else { return whole };
+    let elements = match message.kind {
+        NFT_MSG_NEWSETELEM | NFT_MSG_DELSETELEM => refusal.offset.map(|o| elements_before(bytes, o)),
+        _ => None,
+    };
+    let table = TableName(if message.family == NFPROTO_IPV6 { Family::Ipv6 } else { Family::Ipv4 });
+    let step = locate(plan, object as usize + elements.unwrap_or(0));
+    let object = match step.and_then(|(part, step)| plan.get(part)?.1.get(step)) {
+        // The kernel says which element of a list it was (6.1, 6.12 and 6.18 do).
+        Some(Step::Add(element) | Step::Delete(element)) if elements.is_none() => {
+            let set = element.set();
+            format!("an element from {} on in {} {set} of {table}", element.key(), schema::set_keyword(set))
+        }
+        Some(Step::Add(element) | Step::Delete(element)) => {
+            let set = element.set();
+            format!("element {} in {} {set} of {table}", element.key(), schema::set_keyword(set))
+        }
+        _ => describe(&message, table),
+    };
+    Refused { step, object, ..whole }
 }
 
 /// A plan's part and step by the number over the whole plan.
@@ -377,6 +411,7 @@ fn describe(message: &Message<'_>, table: TableName) -> String {
     match message.kind {
         NFT_MSG_NEWSET | NFT_MSG_DELSET => format!("set {} of {table}", name(NFTA_SET_NAME)),
         NFT_MSG_NEWCHAIN | NFT_MSG_DELCHAIN => format!("chain {} of {table}", name(NFTA_CHAIN_NAME)),
+        NFT_MSG_NEWSETELEM => format!("clients in set {} of {table}", name(NFTA_SET_ELEM_LIST_SET)),
         NFT_MSG_NEWRULE => format!("a rule in chain {} of {table}", name(NFTA_RULE_CHAIN)),
         _ => table.to_string(),
     }

@@ -69,7 +69,7 @@ pub const NFTA_SET_DESC: u16 = 9;
 pub const NFTA_SET_ID: u16 = 10;
 pub const NFTA_SET_TIMEOUT: u16 = 11;
 pub const NFTA_SET_USERDATA: u16 = 13;
-/// Number of elements; the kernel of Linux 6.18 gives it, those of 6.1 and 6.12 do not.
+/// Number of elements. Linux 6.18 gives it; it came after 6.12.
 pub const NFTA_SET_COUNT: u16 = 20;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFTA_SET_DESC_CONCAT: u16 = 2;

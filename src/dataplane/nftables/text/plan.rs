@@ -67,3 +67,62 @@ fn write_elements(
     }
     writeln!(out, " }}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::model::{Chain, Key, Set, Verdict};
+    use super::*;
+    use crate::cluster::Protocol;
+
+    fn key(host: u8) -> Key {
+        Key { address: [10, 96, 0, host].into(), protocol: Protocol::Tcp, port: 80 }
+    }
+
+    #[test]
+    fn elements_of_a_set_that_follow_each_other_share_a_command() {
+        let endpoint = |host, index| Element::Endpoint(key(host), index, "10.1.2.3:8080".parse().unwrap());
+        let steps = [
+            Step::AddSet(Set::Sticky(0)),
+            Step::AddChain(Chain::Endpoints(2)),
+            Step::Delete(Element::Service(key(1), Verdict::Drop)),
+            Step::Add(Element::Service(key(1), Verdict::Goto(Chain::Endpoints(2)))),
+            Step::Add(endpoint(1, 0)),
+            Step::Add(endpoint(1, 1)),
+            Step::Add(Element::PodCidr("10.0.0.0/8".parse().unwrap())),
+            Step::DeleteChain(Chain::Local(1)),
+            Step::DeleteSet(Set::Sticky(1)),
+        ];
+        let mut text = String::new();
+        write_plan(&mut text, Family::Ipv4, &steps).unwrap();
+        let expected = "\
+add set ip sluice sticky-0 { typeof ip saddr . meta priority; size 65536; flags dynamic,timeout; timeout 3h; }
+add chain ip sluice endpoints-2
+add rule ip sluice endpoints-2 dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
+add rule ip sluice endpoints-2 drop
+delete element ip sluice services { 10.96.0.1 . tcp . 80 : drop }
+add element ip sluice services { 10.96.0.1 . tcp . 80 : goto endpoints-2 }
+add element ip sluice endpoints { 10.96.0.1 . tcp . 80 . 0 : 10.1.2.3 . 8080, 10.96.0.1 . tcp . 80 . 1 : 10.1.2.3 . 8080 }
+add element ip sluice pod-cidrs { 10.0.0.0/8 }
+flush chain ip sluice local-1
+delete chain ip sluice local-1
+delete set ip sluice sticky-1
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_table_prints_the_same_whatever_the_order() {
+        let elements: Vec<Element> =
+            [3, 1, 2].map(|host| Element::Service(key(host), Verdict::Drop)).into_iter().collect();
+        let table = |elements: Vec<_>, chains: Vec<Chain>| {
+            let mut text = String::new();
+            Table { elements, chains, ..Table::default() }.write(&mut text, Family::Ipv4).unwrap();
+            text
+        };
+        let one = table(elements.iter().collect(), vec![Chain::Endpoints(10), Chain::Endpoints(9)]);
+        let other = table(elements.iter().rev().collect(), vec![Chain::Endpoints(9), Chain::Endpoints(10)]);
+        assert_eq!(one, other);
+        assert!(one.starts_with("add table ip sluice\ndelete table ip sluice\ntable ip sluice {\n"), "{one}");
+        assert_eq!(one.matches("elements =").count(), 1);
+    }
+}
