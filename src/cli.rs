@@ -9,6 +9,7 @@ mod diff;
 mod dump;
 mod logging;
 mod run;
+mod servers;
 mod settings;
 
 /// A kube-proxy replacement: Kubernetes Services as nftables set elements.

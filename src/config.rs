@@ -1,7 +1,7 @@
 //! What the operator decides, validated: made from flags (kube-proxy's names) and turned, with the Node object
 //! and the host's addresses, into what forwarding needs.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -294,6 +294,25 @@ pub fn host_addresses() -> std::io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
+/// An address to listen on, with `port` where it names none. `None`, do not listen: an empty text, or port 0 as the
+/// deprecated flags have it.
+pub fn bind_address(field: &'static str, text: &str, port: u16) -> Result<Option<SocketAddr>, Invalid> {
+    let text = text.trim();
+    if text.is_empty() || port == 0 {
+        return Ok(None);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return match address.port() {
+            0 => Err(Invalid::new(field, format!("{text:?}: ports are 1 to 65535; leave it empty for none"))),
+            _ => Ok(Some(address)),
+        };
+    }
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let invalid =
+        |_| Invalid::new(field, format!("{text:?} is not an address such as 0.0.0.0:{port} or [::]:{port}"));
+    bare.parse::<IpAddr>().map(|ip| Some(SocketAddr::new(ip, port))).map_err(invalid)
+}
+
 /// This host's name, as kube-proxy makes a Node name of it: lower-case.
 pub fn host_name() -> std::io::Result<String> {
     Ok(nix::unistd::gethostname()?.to_string_lossy().to_lowercase())
@@ -329,6 +348,26 @@ mod tests {
             (config("", "", "", "", &["localhost"]), "--nodeport-addresses"),
         ] {
             assert_eq!(result.unwrap_err().field, flag);
+        }
+    }
+
+    #[test]
+    fn a_bind_address_may_lack_its_port() {
+        let parse =
+            |text, port| bind_address("--healthz-bind-address", text, port).map(|a| a.map(|a| a.to_string()));
+        for (text, port, expected) in [
+            ("0.0.0.0", 10256, Some("0.0.0.0:10256")),
+            ("0.0.0.0:1", 10256, Some("0.0.0.0:1")),
+            ("::", 10256, Some("[::]:10256")),
+            ("[::1]", 10256, Some("[::1]:10256")),
+            ("[::1]:2", 10256, Some("[::1]:2")),
+            ("", 10256, None),
+            ("127.0.0.1:3", 0, None),
+        ] {
+            assert_eq!(parse(text, port), Ok(expected.map(Into::into)), "{text}");
+        }
+        for bad in ["host", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", ":10256", "[10.0.0.1:5", "[::1]x"] {
+            assert_eq!(parse(bad, 10256).unwrap_err().field, "--healthz-bind-address", "{bad}");
         }
     }
 

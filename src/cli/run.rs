@@ -1,13 +1,19 @@
 //! `sluice run`.
 
+use std::sync::Arc;
+
 use clap::Args;
 use tokio::sync::mpsc;
 
 use super::logging::Logging;
+use super::servers::Servers;
 use super::settings::Settings;
 use crate::app;
+use crate::dataplane::DataPlane;
 use crate::dataplane::nftables::Nftables;
+use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
+use crate::reporting::Reporting;
 use crate::source::manifests::Manifests;
 
 /// How many batches of changes may wait for the reconcile loop.
@@ -18,6 +24,8 @@ pub struct Run {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
+    servers: Servers,
+    #[command(flatten)]
     logging: Logging,
 }
 
@@ -26,14 +34,18 @@ impl Run {
         let config = self.settings.config()?;
         self.logging.start();
         let plane = Nftables::open()?;
-        let manifests = Manifests::open(&self.settings.manifests)?;
+        let metrics = Arc::new(Metrics::new()?);
+        let manifests = Manifests::open(&self.settings.manifests)?.counting(metrics.invalid_objects.clone());
+        let reporting = Reporting::new(metrics);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
+            let servers = self.servers.start(&reporting, plane.name())?;
             let (tx, rx) = mpsc::channel(QUEUE);
             let source = tokio::spawn(manifests.run(tx));
-            app::run(Reconciler::new(config, plane), rx).await;
+            app::run(Reconciler::new(config, plane, reporting), rx).await;
             source.abort();
-        });
-        Ok(())
+            drop(servers);
+            Ok(())
+        })
     }
 }

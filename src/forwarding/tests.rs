@@ -86,6 +86,7 @@ fn slice(name: &str, service: &str, endpoints: &[&str]) -> EndpointSlice {
             port: 8080.try_into().unwrap(),
         }],
         endpoints,
+        triggered: None,
     }
 }
 
