@@ -70,7 +70,7 @@ pub async fn run<D: DataPlane>(mut reconciler: Reconciler<D>, mut source: mpsc::
             }
         }
         if complete {
-            reconciler.reporting().status.listed();
+            reconciler.listed();
         }
         // Nothing is touched before the source has said everything once, nor before a retry is due.
         if !complete || retry.is_some_and(|(at, _)| Instant::now() < at) {

@@ -62,9 +62,12 @@ impl Status {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Services and EndpointSlices have been listed.
-    pub fn listed(&self) {
-        self.state().listed = true;
+    /// Services and EndpointSlices have been listed: from now on their rules are waited for.
+    pub fn listed(&self, now: Instant) {
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.listed, true) {
+            state.waiting_since = Some(now);
+        }
     }
 
     /// What is known of the own Node.
@@ -77,9 +80,13 @@ impl Status {
         };
     }
 
-    /// A change came that has to become rules.
+    /// A change came that has to become rules, or a sync starts. Before everything is listed nothing becomes rules,
+    /// however long that takes: a restart would not help.
     pub fn queued(&self, now: Instant) {
-        self.state().waiting_since.get_or_insert(now);
+        let mut state = self.state();
+        if state.listed {
+            state.waiting_since.get_or_insert(now);
+        }
     }
 
     /// All changes so far are in rules.

@@ -50,7 +50,6 @@ pub struct BindError {
     /// What failed: open a socket for, bind to, or listen on the address.
     pub stage: &'static str,
     /// What the kernel answered.
-    #[source]
     pub errno: Errno,
 }
 
@@ -232,6 +231,8 @@ async fn serve(stream: TcpStream, route: Route) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_BYTES)
+        // Names as Go writes them: there are probes that compare them letter by letter.
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     // What goes wrong with a connection, a garbled request or a client that goes, is the client's matter.

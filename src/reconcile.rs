@@ -56,9 +56,9 @@ impl<D: DataPlane> Reconciler<D> {
         }
     }
 
-    /// What is told to the outside.
-    pub fn reporting(&self) -> &Reporting {
-        &self.reporting
+    /// The source has said everything once.
+    pub fn listed(&self) {
+        self.reporting.status.listed(Instant::now());
     }
 
     /// Takes changes into the index.
@@ -104,6 +104,7 @@ impl<D: DataPlane> Reconciler<D> {
     /// Brings the data plane to what the index asks for. After an error the next sync is a full one.
     pub fn sync(&mut self) -> Result<Report, D::Error> {
         let start = Instant::now();
+        self.reporting.status.queued(start);
         let dirty = self.index.take_dirty();
         self.reporting.triggered(dirty.triggers);
         let full = self.desired.is_none() || dirty.node || dirty.service_cidrs;
@@ -112,11 +113,12 @@ impl<D: DataPlane> Reconciler<D> {
         self.tell(&changes);
         let elapsed = start.elapsed();
         let report = Report { full, services: changes.services, steps, elapsed };
+        let counts @ (services, slices, endpoints) = self.index.counts();
+        self.reporting.synced(&report, counts);
         if let Some(desired) = &self.desired {
             let services = (!full).then_some(&*worked_out);
-            self.reporting.synced(&report, &self.index, desired.node(), services);
+            self.reporting.worked_out(services, &self.index, desired.node());
         }
-        let (services, slices, endpoints) = self.index.counts();
         info!(
             sync = if full { "full" } else { "partial" },
             worked_out = report.services,

@@ -26,9 +26,29 @@ pub struct Reporting {
     pub service_checks: Arc<ServiceChecks>,
     /// Services that want local endpoints; those for which nothing is to be told are not here.
     locals: FxHashMap<ObjectName, Local>,
+    totals: Totals,
     triggers: Vec<(Family, SystemTime)>,
     /// Older changes were made known to another process than this.
     start: SystemTime,
+}
+
+/// Service ports without local endpoints that want some, by policy and family.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    internal: [i64; 2],
+    external: [i64; 2],
+}
+
+impl Totals {
+    fn replace(&mut self, before: Option<Local>, after: Option<Local>) {
+        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+        for family in Family::ALL.map(|f| f as usize) {
+            let change =
+                |of: fn(&Local) -> [u32; 2]| i64::from(of(&after)[family]) - i64::from(of(&before)[family]);
+            self.internal[family] += change(|l| l.without_internal);
+            self.external[family] += change(|l| l.without_external);
+        }
+    }
 }
 
 impl Reporting {
@@ -39,6 +59,7 @@ impl Reporting {
             metrics,
             service_checks: Arc::default(),
             locals: FxHashMap::default(),
+            totals: Totals::default(),
             triggers: Vec::new(),
             start: SystemTime::now(),
         }
@@ -78,32 +99,27 @@ impl Reporting {
         self.status.sync_failed(Instant::now());
     }
 
-    /// A sync is done. `services` are those that were worked out; `None`: all.
-    pub fn synced(
-        &mut self,
-        report: &Report,
-        index: &Index,
-        node: &NodeView,
-        services: Option<&[ObjectName]>,
-    ) {
+    /// A sync is done. `counts` are the Services, slices and endpoints there are.
+    pub fn synced(&mut self, report: &Report, counts: (usize, usize, usize)) {
         let now = SystemTime::now();
         self.status.synced(now);
-        self.measure(report, index, now);
+        self.measure(report, counts, now);
+    }
+
+    /// The rules of these Services, `None`: of all, are in place.
+    pub fn worked_out(&mut self, services: Option<&[ObjectName]>, index: &Index, node: &NodeView) {
         match services {
             Some(services) => self.update_locals(services, index, node),
             None => self.replace_locals(index, node),
         }
-        let sum = |count: fn(&Local) -> [u32; 2], family: Family| -> i64 {
-            self.locals.values().map(|local| i64::from(count(local)[family as usize])).sum()
-        };
-        for family in Family::ALL {
-            let at = family as usize;
-            self.metrics.no_local_internal[at].set(sum(|l| l.without_internal, family));
-            self.metrics.no_local_external[at].set(sum(|l| l.without_external, family));
+        let Totals { internal, external } = self.totals;
+        for family in Family::ALL.map(|f| f as usize) {
+            self.metrics.no_local_internal[family].set(internal[family]);
+            self.metrics.no_local_external[family].set(external[family]);
         }
     }
 
-    fn measure(&mut self, report: &Report, index: &Index, now: SystemTime) {
+    fn measure(&mut self, report: &Report, counts: (usize, usize, usize), now: SystemTime) {
         let metrics = &self.metrics;
         let elapsed = report.elapsed.as_secs_f64();
         let kind = if report.full { &metrics.full_sync_duration } else { &metrics.partial_sync_duration };
@@ -116,7 +132,7 @@ impl Reporting {
             let latency = now.duration_since(at).unwrap_or(Duration::ZERO);
             metrics.network_programming[family as usize].observe(latency.as_secs_f64());
         }
-        let (services, slices, endpoints) = index.counts();
+        let (services, slices, endpoints) = counts;
         for (kind, count) in [("service", services), ("endpointslice", slices), ("endpoint", endpoints)] {
             metrics.objects.with_label_values(&[kind]).set(count as i64);
         }
@@ -130,6 +146,7 @@ impl Reporting {
                 Some(after) => self.locals.insert(name.clone(), after),
                 None => self.locals.remove(name),
             };
+            self.totals.replace(before, after);
             let after = after.and_then(|l| l.health_check);
             if before.and_then(|l| l.health_check) != after {
                 checks.push((name.clone(), after));
@@ -143,6 +160,8 @@ impl Reporting {
     fn replace_locals(&mut self, index: &Index, node: &NodeView) {
         let names = index.services().map(|s| &s.name);
         self.locals = names.filter_map(|n| Some((n.clone(), local_of(n, index, node)?))).collect();
+        self.totals = Totals::default();
+        self.locals.values().for_each(|local| self.totals.replace(None, Some(*local)));
         let checks = self.locals.iter().filter_map(|(name, l)| Some((name.clone(), l.health_check?)));
         self.service_checks.replace(checks.collect(), &node.node_port_addresses);
     }
@@ -157,3 +176,6 @@ fn local_of(name: &ObjectName, index: &Index, node: &NodeView) -> Option<Local> 
 fn seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use super::logging::Logging;
 use super::servers::Servers;
@@ -33,6 +35,7 @@ impl Run {
     pub fn execute(self) -> anyhow::Result<()> {
         let config = self.settings.config()?;
         self.logging.start();
+        raise_file_limit();
         let plane = Nftables::open()?;
         let metrics = Arc::new(Metrics::new()?);
         let manifests = Manifests::open(&self.settings.manifests)?.counting(metrics.invalid_objects.clone());
@@ -47,5 +50,15 @@ impl Run {
             drop(servers);
             Ok(())
         })
+    }
+}
+
+/// Each health check port is a file, and many systems start programs with a soft limit of 1024 for the sake of
+/// select(2), which is not used here. Go programs do the same.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        warn!(%error, "the limit of open files stays at {soft}");
     }
 }

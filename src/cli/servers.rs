@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tracing::warn;
 
 use crate::config::bind_address;
 use crate::health::servers;
@@ -58,6 +59,10 @@ impl Servers {
             ),
         ];
         for (flag, text, port, default_port, route) in servers {
+            if port.is_some() {
+                let old = flag.replace("bind-address", "port");
+                warn!("{old} is deprecated; give the port with {flag}");
+            }
             let Some(address) = bind_address(flag, text, port.unwrap_or(default_port))? else { continue };
             let connections = Arc::new(Semaphore::new(CONNECTIONS));
             if self.bind_address_hard_fail {

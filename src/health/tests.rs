@@ -2,6 +2,8 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::*;
+use crate::cluster::Interner;
+use crate::source::{convert, objects};
 
 async fn taken(response: Response) -> (u16, String) {
     let code = response.status().as_u16();
@@ -25,7 +27,12 @@ fn codes(status: &Status, now: Instant) -> (u16, u16, bool) {
 #[test]
 fn a_change_that_waits_too_long_is_unhealthy() {
     let (status, start) = (Status::default(), Instant::now());
-    assert_eq!(codes(&status, start + HEALTH_TIMEOUT * 9), (200, 200, true), "nothing came yet");
+    status.queued(start);
+    assert_eq!(codes(&status, start + HEALTH_TIMEOUT * 9), (200, 200, true), "not everything is listed");
+    status.listed(start);
+    assert_eq!(codes(&status, start + HEALTH_TIMEOUT), (503, 503, false), "the first rules are waited for");
+    status.synced(at(40));
+    assert_eq!(codes(&status, start + HEALTH_TIMEOUT * 9), (200, 200, true), "nothing came since");
     status.queued(start);
     // A later change does not make the first one younger.
     status.queued(start + HEALTH_TIMEOUT / 2);
@@ -102,7 +109,7 @@ async fn readyz_lists_what_is_pending() {
         body,
         "[-] services listed\n[-] endpointslices listed\n[-] node known\n[-] first sync done\nnot ready\n"
     );
-    status.listed();
+    status.listed(Instant::now());
     status.sync_failed(Instant::now());
     let (code, body) = taken(status.readyz()).await;
     assert_eq!(code, 503);
@@ -111,4 +118,22 @@ async fn readyz_lists_what_is_pending() {
     assert_eq!(taken(status.readyz()).await.0, 200);
     status.sync_failed(Instant::now());
     assert_eq!(taken(status.readyz()).await.0, 200, "ready once, ready for good");
+}
+
+#[test]
+fn deletion_and_the_autoscalers_taint_are_read_from_the_node() {
+    let deleting = |json: &str| {
+        let object: objects::Node = serde_json::from_str(json).unwrap();
+        match convert::node(&object, &mut Interner::default()) {
+            convert::Outcome::Value(node, warnings) if warnings.is_empty() => node.deleting,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(!deleting(r#"{"metadata": {"name": "n"}, "spec": {"unschedulable": true, "taints": null}}"#));
+    assert!(!deleting(
+        r#"{"metadata": {"name": "n"}, "spec": {"taints": [{"key": "other", "value": "x"}]}}"#
+    ));
+    let taint = r#"{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}"#;
+    assert!(deleting(&format!(r#"{{"metadata": {{"name": "n"}}, "spec": {{"taints": [{taint}]}}}}"#)));
+    assert!(deleting(r#"{"metadata": {"name": "n", "deletionTimestamp": "2024-01-01T00:00:00Z"}}"#));
 }

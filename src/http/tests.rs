@@ -35,8 +35,8 @@ async fn a_path_has_its_response() {
     let server = server(8);
     let answer = get(server.address(), "/here?verbose").await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(answer.contains("\r\ncontent-type: application/json\r\n"), "{answer}");
-    assert!(answer.contains("\r\nx-content-type-options: nosniff\r\n"), "{answer}");
+    assert!(answer.contains("\r\nContent-Type: application/json\r\n"), "{answer}");
+    assert!(answer.contains("\r\nX-Content-Type-Options: nosniff\r\n"), "{answer}");
     assert!(answer.ends_with("\r\n\r\n{}"), "{answer}");
     assert!(get(server.address(), "/").await.starts_with("HTTP/1.1 404 "));
     let head = exchange(server.address(), b"HEAD /here HTTP/1.0\r\n\r\n").await;
