@@ -198,16 +198,15 @@ async fn accept(listener: tokio::net::TcpListener, connections: Arc<Semaphore>, 
     // Dropped with this task: that closes the connections.
     let mut open = JoinSet::new();
     loop {
-        // Nobody closes the semaphore.
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
-        let accepted = loop {
-            tokio::select! {
-                accepted = listener.accept() => break accepted,
-                Some(_) = open.join_next() => {}
-            }
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = open.join_next() => continue,
         };
         match accepted {
             Ok((stream, _)) => {
+                // Not before there is a client: an idle listener must not take a permit from the others that share
+                // them. Nobody closes the semaphore.
+                let Ok(permit) = connections.clone().acquire_owned().await else { return };
                 let route = route.clone();
                 open.spawn(async move {
                     serve(stream, route).await;

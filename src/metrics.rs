@@ -5,6 +5,7 @@
 //! get the same observation. Recording costs a few atomic operations, whether anybody scrapes or not.
 
 use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -14,6 +15,70 @@ use crate::cluster::Family;
 
 /// The label of the family.
 const FAMILY: &str = "ip_family";
+
+/// Name and help.
+type Named = (&'static str, &'static str);
+
+// kube-proxy's names and helps.
+const SYNC_DURATION: Named =
+    ("kubeproxy_sync_proxy_rules_duration_seconds", "SyncProxyRules latency in seconds");
+const FULL_SYNC_DURATION: Named = (
+    "kubeproxy_sync_full_proxy_rules_duration_seconds",
+    "SyncProxyRules latency in seconds for full resyncs",
+);
+const PARTIAL_SYNC_DURATION: Named = (
+    "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+    "SyncProxyRules latency in seconds for partial resyncs",
+);
+const LAST_SYNC: Named = (
+    "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+    "The last time proxy rules were successfully synced",
+);
+const LAST_QUEUED: Named = (
+    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+    "The last time a sync of proxy rules was queued",
+);
+const NFTABLES_SYNC_FAILURES: Named =
+    ("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "Cumulative proxy nftables sync failures");
+const NETWORK_PROGRAMMING: Named =
+    ("kubeproxy_network_programming_duration_seconds", "In Cluster Network Programming Latency in seconds");
+const ENDPOINT_CHANGES: Named =
+    ("kubeproxy_sync_proxy_rules_endpoint_changes_total", "Cumulative proxy rules Endpoint changes");
+const ENDPOINT_CHANGES_PENDING: Named =
+    ("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "Pending proxy rules Endpoint changes");
+const SERVICE_CHANGES: Named =
+    ("kubeproxy_sync_proxy_rules_service_changes_total", "Cumulative proxy rules Service changes");
+const SERVICE_CHANGES_PENDING: Named =
+    ("kubeproxy_sync_proxy_rules_service_changes_pending", "Pending proxy rules Service changes");
+const NO_LOCAL_ENDPOINTS: Named = (
+    "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+    "Number of services with a Local traffic policy and no endpoints",
+);
+const HEALTHZ: Named = ("kubeproxy_proxy_healthz_total", "Cumulative proxy healthz HTTP status");
+const LIVEZ: Named = ("kubeproxy_proxy_livez_total", "Cumulative proxy livez HTTP status");
+
+// Ours.
+const SYNC_STEPS: Named = (
+    "sluice_sync_steps",
+    "Steps (elements, chains, sets, tables) that a sync wrote; 0: nothing had to be written",
+);
+const SYNC_FAILURES: Named = ("sluice_sync_failures_total", "Syncs that failed, by stage: observe or apply");
+const FOREIGN_CHANGES: Named = (
+    "sluice_foreign_changes_total",
+    "Times that another program was seen to have changed nftables rules, its own or ours",
+);
+const DRIFT_DETECTED: Named =
+    ("sluice_drift_detected_total", "Comparisons that found rules of ours changed by another program");
+const DRIFT_REPAIRED: Named = (
+    "sluice_drift_repaired_total",
+    "Rules changed by another program that were put right, in one transaction each time",
+);
+const INVALID_OBJECTS: Named = (
+    "sluice_invalid_objects_total",
+    "Objects that were left out because they make no sense, each time they were read",
+);
+const OBJECTS: Named = ("sluice_objects", "Objects that are known, by kind");
+const BUILD_INFO: Named = ("sluice_build_info", "1, labelled with the version of sluice");
 
 /// Everything that is measured, with the registry that it is read from.
 #[derive(Debug)]
@@ -70,118 +135,41 @@ impl Metrics {
     pub fn new() -> Result<Metrics, Error> {
         let registry = Registry::new();
         let r = &registry;
-        let no_local = no_local_endpoints(r)?;
+        let no_local = gauge_vec(r, NO_LOCAL_ENDPOINTS, &[FAMILY, "traffic_policy"])?;
         let metrics = Metrics {
-            sync_duration: sync_histogram(r, "kubeproxy_sync_proxy_rules_duration_seconds", "")?,
-            full_sync_duration: sync_histogram(
-                r,
-                "kubeproxy_sync_full_proxy_rules_duration_seconds",
-                " for full resyncs",
-            )?,
-            partial_sync_duration: sync_histogram(
-                r,
-                "kubeproxy_sync_partial_proxy_rules_duration_seconds",
-                " for partial resyncs",
-            )?,
-            last_sync: gauges(
-                r,
-                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "The last time proxy rules were successfully synced",
-            )?,
-            last_queued: gauges(
-                r,
-                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-                "The last time a sync of proxy rules was queued",
-            )?,
-            sync_failures: by_family(
-                registered(
-                    r,
-                    IntCounterVec::new(
-                        Opts::new(
-                            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
-                            "Cumulative proxy nftables sync failures",
-                        ),
-                        &[FAMILY],
-                    ),
-                )?,
-                |vec, family| vec.with_label_values(&[family]),
-            ),
-            network_programming: histograms(
-                r,
-                "kubeproxy_network_programming_duration_seconds",
-                "In Cluster Network Programming Latency in seconds",
-                network_programming_buckets(),
-            )?,
-            endpoint_changes: counter(
-                r,
-                "kubeproxy_sync_proxy_rules_endpoint_changes_total",
-                "Cumulative proxy rules Endpoint changes",
-            )?,
-            endpoint_changes_pending: gauge(
-                r,
-                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-                "Pending proxy rules Endpoint changes",
-            )?,
-            service_changes: counter(
-                r,
-                "kubeproxy_sync_proxy_rules_service_changes_total",
-                "Cumulative proxy rules Service changes",
-            )?,
-            service_changes_pending: gauge(
-                r,
-                "kubeproxy_sync_proxy_rules_service_changes_pending",
-                "Pending proxy rules Service changes",
-            )?,
+            sync_duration: histograms(r, SYNC_DURATION, sync_buckets()?)?,
+            full_sync_duration: histograms(r, FULL_SYNC_DURATION, sync_buckets()?)?,
+            partial_sync_duration: histograms(r, PARTIAL_SYNC_DURATION, sync_buckets()?)?,
+            last_sync: gauges(r, LAST_SYNC)?,
+            last_queued: gauges(r, LAST_QUEUED)?,
+            sync_failures: by_family(counter_vec(r, NFTABLES_SYNC_FAILURES, FAMILY)?, |vec, family| {
+                vec.with_label_values(&[family])
+            }),
+            network_programming: histograms(r, NETWORK_PROGRAMMING, network_programming_buckets())?,
+            endpoint_changes: counter(r, ENDPOINT_CHANGES)?,
+            endpoint_changes_pending: gauge(r, ENDPOINT_CHANGES_PENDING)?,
+            service_changes: counter(r, SERVICE_CHANGES)?,
+            service_changes_pending: gauge(r, SERVICE_CHANGES_PENDING)?,
             no_local_internal: by_family(no_local.clone(), |vec, f| vec.with_label_values(&[f, "internal"])),
             no_local_external: by_family(no_local, |vec, f| vec.with_label_values(&[f, "external"])),
-            healthz: codes(r, "kubeproxy_proxy_healthz_total", "Cumulative proxy healthz HTTP status")?,
-            livez: codes(r, "kubeproxy_proxy_livez_total", "Cumulative proxy livez HTTP status")?,
-            sync_steps: registered(
-                r,
-                Histogram::with_opts(
-                    HistogramOpts::new(
-                        "sluice_sync_steps",
-                        "Steps (elements, chains, sets, tables) that a sync wrote; 0: nothing had to be written",
-                    )
-                    .buckets([vec![0.0], prometheus::exponential_buckets(1.0, 4.0, 11)?].concat()),
-                ),
-            )?,
-            failures: registered(
-                r,
-                IntCounterVec::new(
-                    Opts::new("sluice_sync_failures_total", "Syncs that failed, by stage: observe or apply"),
-                    &["stage"],
-                ),
-            )?,
-            foreign_changes: counter(
-                r,
-                "sluice_foreign_changes_total",
-                "Times that another program was seen to have changed nftables rules, its own or ours",
-            )?,
-            drift_detected: counter(
-                r,
-                "sluice_drift_detected_total",
-                "Comparisons that found rules of ours changed by another program",
-            )?,
-            drift_repaired: counter(
-                r,
-                "sluice_drift_repaired_total",
-                "Rules changed by another program that were put right, in one transaction each time",
-            )?,
-            invalid_objects: counter(
-                r,
-                "sluice_invalid_objects_total",
-                "Objects that were left out because they make no sense, each time they were read",
-            )?,
-            objects: registered(
-                r,
-                IntGaugeVec::new(Opts::new("sluice_objects", "Objects that are known, by kind"), &["kind"]),
-            )?,
+            healthz: counter_vec(r, HEALTHZ, "code")?,
+            livez: counter_vec(r, LIVEZ, "code")?,
+            sync_steps: histogram(r, SYNC_STEPS, step_buckets()?)?,
+            failures: counter_vec(r, SYNC_FAILURES, "stage")?,
+            foreign_changes: counter(r, FOREIGN_CHANGES)?,
+            drift_detected: counter(r, DRIFT_DETECTED)?,
+            drift_repaired: counter(r, DRIFT_REPAIRED)?,
+            invalid_objects: counter(r, INVALID_OBJECTS)?,
+            objects: gauge_vec(r, OBJECTS, &["kind"])?,
             registry: registry.clone(),
         };
-        build_info(r)?;
-        #[cfg(target_os = "linux")]
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        gauge_vec(r, BUILD_INFO, &["version"])?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        // A series that is not there until something goes wrong makes alerts miss the first time.
+        for code in ["200", "503"] {
+            metrics.healthz.with_label_values(&[code]);
+            metrics.livez.with_label_values(&[code]);
+        }
         for stage in ["observe", "apply"] {
             metrics.failures.with_label_values(&[stage]);
         }
@@ -210,62 +198,51 @@ fn by_family<V, M>(vec: V, with: impl Fn(&V, &str) -> M) -> [M; 2] {
     Family::ALL.map(|family| with(&vec, &family.to_string()))
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, Error> {
+fn counter(registry: &Registry, (name, help): Named) -> Result<IntCounter, Error> {
     registered(registry, IntCounter::new(name, help))
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, Error> {
+fn counter_vec(registry: &Registry, (name, help): Named, label: &str) -> Result<IntCounterVec, Error> {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+}
+
+fn gauge(registry: &Registry, (name, help): Named) -> Result<IntGauge, Error> {
     registered(registry, IntGauge::new(name, help))
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str) -> Result<[Gauge; 2], Error> {
+fn gauge_vec(registry: &Registry, (name, help): Named, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(registry: &Registry, (name, help): Named) -> Result<[Gauge; 2], Error> {
     let vec = registered(registry, GaugeVec::new(Opts::new(name, help), &[FAMILY]))?;
     Ok(by_family(vec, |vec, family| vec.with_label_values(&[family])))
 }
 
-fn codes(registry: &Registry, name: &str, help: &str) -> Result<IntCounterVec, Error> {
-    let vec = registered(registry, IntCounterVec::new(Opts::new(name, help), &["code"]))?;
-    for code in ["200", "503"] {
-        vec.with_label_values(&[code]);
-    }
-    Ok(vec)
+fn histogram(registry: &Registry, (name, help): Named, buckets: Vec<f64>) -> Result<Histogram, Error> {
+    registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
 }
 
-fn histograms(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    buckets: Vec<f64>,
-) -> Result<[Histogram; 2], Error> {
+fn histograms(registry: &Registry, (name, help): Named, buckets: Vec<f64>) -> Result<[Histogram; 2], Error> {
     let opts = HistogramOpts::new(name, help).buckets(buckets);
     let vec = registered(registry, HistogramVec::new(opts, &[FAMILY]))?;
     Ok(by_family(vec, |vec, family| vec.with_label_values(&[family])))
 }
 
-fn sync_histogram(registry: &Registry, name: &str, what: &str) -> Result<[Histogram; 2], Error> {
-    let buckets = prometheus::exponential_buckets(0.001, 2.0, 15)?;
-    histograms(registry, name, &format!("SyncProxyRules latency in seconds{what}"), buckets)
+/// From 1 ms to 16.384 s, each twice the one before.
+fn sync_buckets() -> Result<Vec<f64>, Error> {
+    prometheus::exponential_buckets(0.001, 2.0, 15)
+}
+
+/// None, and from 1 to a million, each four times the one before.
+fn step_buckets() -> Result<Vec<f64>, Error> {
+    Ok([vec![0.0], prometheus::exponential_buckets(1.0, 4.0, 11)?].concat())
 }
 
 /// 0.25 and 0.5, each second to 59, every five to 115, every thirty to 300.
 fn network_programming_buckets() -> Vec<f64> {
     let seconds = (1..=59).chain((60..=115).step_by(5)).chain((120..=300).step_by(30));
     [0.25, 0.5].into_iter().chain(seconds.map(f64::from)).collect()
-}
-
-fn no_local_endpoints(registry: &Registry) -> Result<IntGaugeVec, Error> {
-    let opts = Opts::new(
-        "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
-        "Number of services with a Local traffic policy and no endpoints",
-    );
-    registered(registry, IntGaugeVec::new(opts, &[FAMILY, "traffic_policy"]))
-}
-
-fn build_info(registry: &Registry) -> Result<(), Error> {
-    let opts = Opts::new("sluice_build_info", "1, labelled with the version of sluice");
-    let info = registered(registry, IntGaugeVec::new(opts, &["version"]))?;
-    info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -147,3 +147,14 @@ async fn a_client_that_says_nothing_is_sent_away() {
     let _ = silent.read_to_end(&mut rest).await;
     assert!(!String::from_utf8_lossy(&rest).starts_with("HTTP/1.1 200"));
 }
+
+#[tokio::test]
+async fn servers_that_share_a_limit_all_answer() {
+    let connections = Arc::new(Semaphore::new(1));
+    let any = "127.0.0.1:0".parse().unwrap();
+    let servers: Vec<_> =
+        (0..20).map(|_| Server::bind("test", any, connections.clone(), route()).unwrap()).collect();
+    for server in &servers {
+        assert!(get(server.address(), "/here").await.starts_with("HTTP/1.1 200 "));
+    }
+}
