@@ -72,6 +72,7 @@ pub fn slice(names: &mut Interner, number: u32, endpoints: u32, generation: u32)
                 port: http_port(8080),
             }],
             endpoints,
+            triggered: None,
         }),
     )
 }

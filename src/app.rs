@@ -80,6 +80,9 @@ pub async fn run<D: DataPlane>(
                 }
             }
         }
+        if complete {
+            reconciler.listed();
+        }
         // Nothing is touched before the source has said everything once, nor before a retry is due.
         if !complete || retry.is_some_and(|(at, _)| Instant::now() < at) {
             continue;

@@ -12,6 +12,7 @@ mod dump;
 mod flags;
 mod logging;
 mod run;
+mod servers;
 mod settings;
 
 /// A kube-proxy replacement: Kubernetes Services as nftables set elements.

@@ -7,6 +7,7 @@
 mod affinity;
 mod desired;
 mod endpoints;
+mod local;
 mod node;
 mod service;
 #[cfg(test)]
@@ -15,5 +16,6 @@ mod tests;
 pub use affinity::Sticky;
 pub use desired::{Adopted, Changes, Conflict, Desired, SetChange};
 pub use endpoints::{Categories, Usable, arrange, categorize};
+pub use local::{HealthCheck, Local, local};
 pub use node::{Key, LocalDetection, NodeView, Settings};
 pub use service::{Claim, Forwarding, Frontend, FrontendKind, MAX_ENDPOINTS, Masquerade, Target};

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::cluster::{Change, Index};
+use crate::cluster::{Change, Index, ObjectName};
 use crate::config::{self, Config};
 use crate::dataplane::DataPlane;
 use crate::forwarding::{Changes, Conflict, Desired};
+use crate::reporting::Reporting;
 
 /// Holds the desired state of one node and brings a data plane to it.
 pub struct Reconciler<D> {
@@ -20,6 +21,9 @@ pub struct Reconciler<D> {
     conflicts: BTreeSet<Conflict>,
     notices: Vec<String>,
     host_addresses: Vec<std::net::IpAddr>,
+    reporting: Reporting,
+    /// The next full sync is due to rules that another program changed.
+    drift: bool,
 }
 
 /// What one sync did.
@@ -37,7 +41,7 @@ pub struct Report {
 
 impl<D: DataPlane> Reconciler<D> {
     /// Nothing is known yet; nothing is touched before [`sync`](Reconciler::sync).
-    pub fn new(config: Config, plane: D) -> Reconciler<D> {
+    pub fn new(config: Config, plane: D, reporting: Reporting) -> Reconciler<D> {
         let index = Index::new(config.node_name.clone());
         Reconciler {
             config,
@@ -47,14 +51,23 @@ impl<D: DataPlane> Reconciler<D> {
             conflicts: BTreeSet::new(),
             notices: Vec::new(),
             host_addresses: Vec::new(),
+            reporting,
+            drift: false,
         }
+    }
+
+    /// The source has said everything once.
+    pub fn listed(&self) {
+        self.reporting.status.listed(Instant::now());
     }
 
     /// Takes changes into the index.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
+            self.reporting.changed(&change);
             self.index.apply(change);
         }
+        self.reporting.queued(&self.index);
     }
 
     /// The desired state as of the last sync.
@@ -62,14 +75,18 @@ impl<D: DataPlane> Reconciler<D> {
         self.desired.as_ref()
     }
 
-    /// The next sync observes and compares everything.
+    /// The next sync observes and compares everything: another program changed rules.
     pub fn resync(&mut self) {
         self.desired = None;
+        self.drift = true;
+        self.reporting.metrics.foreign_changes.inc();
     }
 
     /// Whether somebody else may have changed the rules.
     pub fn disturbed(&mut self) -> Result<bool, D::Error> {
-        self.plane.disturbed()
+        let result = self.plane.disturbed();
+        self.reporting.status.checked(result.is_ok());
+        result
     }
 
     /// Looks whether the host's addresses changed; if so, the next sync is a full one.
@@ -87,13 +104,21 @@ impl<D: DataPlane> Reconciler<D> {
     /// Brings the data plane to what the index asks for. After an error the next sync is a full one.
     pub fn sync(&mut self) -> Result<Report, D::Error> {
         let start = Instant::now();
+        self.reporting.status.queued(start);
         let dirty = self.index.take_dirty();
+        self.reporting.triggered(dirty.triggers);
         let full = self.desired.is_none() || dirty.node || dirty.service_cidrs;
-        let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(dirty.services)? };
+        let worked_out: Vec<ObjectName> = dirty.services.into_iter().collect();
+        let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(&worked_out)? };
         self.tell(&changes);
         let elapsed = start.elapsed();
         let report = Report { full, services: changes.services, steps, elapsed };
-        let (services, slices, endpoints) = self.index.counts();
+        let counts @ (services, slices, endpoints) = self.index.counts();
+        self.reporting.synced(&report, counts);
+        if let Some(desired) = &self.desired {
+            let services = (!full).then_some(&*worked_out);
+            self.reporting.worked_out(services, &self.index, desired.node());
+        }
         info!(
             sync = if full { "full" } else { "partial" },
             worked_out = report.services,
@@ -117,31 +142,36 @@ impl<D: DataPlane> Reconciler<D> {
             }
             self.notices = view.notices;
         }
-        let observed = self.plane.observe(&view.settings)?;
+        let observed =
+            self.plane.observe(&view.settings).inspect_err(|_| self.reporting.failed("observe"))?;
         let adopted = self.plane.adopt(&observed);
         let (desired, changes) =
             Desired::adopting(&self.index, view.node, view.settings, adopted, Instant::now());
         let plan = self.plane.plan(&desired, &observed);
         drop(observed);
         let steps = self.plane.steps(&plan);
+        let drifted = std::mem::take(&mut self.drift) && steps > 0;
+        if drifted {
+            self.reporting.metrics.drift_detected.inc();
+        }
         if steps > 0 {
-            self.plane.apply(&plan)?;
+            self.plane.apply(&plan).inspect_err(|_| self.reporting.failed("apply"))?;
+        }
+        if drifted {
+            self.reporting.metrics.drift_repaired.inc();
         }
         self.desired = Some(desired);
         self.conflicts.clear();
         Ok((steps, changes))
     }
 
-    fn sync_dirty(
-        &mut self,
-        dirty: impl IntoIterator<Item = crate::cluster::ObjectName>,
-    ) -> Result<(usize, Changes), D::Error> {
+    fn sync_dirty(&mut self, dirty: &[ObjectName]) -> Result<(usize, Changes), D::Error> {
         let Some(mut desired) = self.desired.take() else { return self.sync_all() };
-        let changes = desired.update(&self.index, dirty, Instant::now());
+        let changes = desired.update(&self.index, dirty.iter().cloned(), Instant::now());
         let plan = self.plane.plan_changes(&changes);
         let steps = self.plane.steps(&plan);
         if steps > 0 {
-            self.plane.apply(&plan)?;
+            self.plane.apply(&plan).inspect_err(|_| self.reporting.failed("apply"))?;
         }
         self.desired = Some(desired);
         Ok((steps, changes))

@@ -4,14 +4,14 @@ use super::*;
 use crate::cluster::{Change, Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy};
 use crate::config::{Config, merge};
 use crate::dataplane::memory::{Memory, Refused};
-use crate::dataplane::nftables::plan::{self, ChainUse, Observed, Plan};
+use crate::dataplane::nftables::plan::{self, Observed, Plan, Usage};
 use crate::forwarding::{Adopted, Changes, Desired, Settings};
 
 /// The tables in memory, with the time of each commit.
 #[derive(Default)]
 struct Timed {
     memory: Memory,
-    used: ChainUse,
+    used: Usage,
     commits: Arc<Mutex<Vec<Instant>>>,
 }
 
@@ -97,7 +97,10 @@ async fn commits(min_sync_period: Duration, changes: &[u64]) -> Vec<u64> {
         drop(tx);
     };
     let config = Config::new(&merged, "node1").unwrap();
-    tokio::join!(run(Reconciler::new(config, plane), rx, min_sync_period), source);
+    let reporting = crate::reporting::Reporting::new(std::sync::Arc::new(
+        crate::metrics::Metrics::new().expect("names that do not clash"),
+    ));
+    tokio::join!(run(Reconciler::new(config, plane, reporting), rx, min_sync_period), source);
     let times = times.lock().unwrap();
     times.iter().map(|at| (at.duration_since(start).as_millis() as u64 + 50) / 100).collect()
 }

@@ -1,19 +1,25 @@
 //! `sluice run`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::logging;
+use super::servers;
 use super::settings::{File, Settings};
 use crate::app;
 use crate::config::{Client, Config};
+use crate::dataplane::DataPlane;
 use crate::dataplane::nftables::Nftables;
+use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
+use crate::reporting::Reporting;
 use crate::source::manifests::Manifests;
 
 /// How many batches of changes may wait for the reconcile loop.
@@ -48,6 +54,7 @@ impl Run {
             return Ok(());
         }
         set_oom_score_adj(config.oom_score_adj);
+        raise_file_limit();
         match &self.settings.manifests {
             Some(path) => self.reconcile(config, file, Manifests::open(path)?),
             None => from_api_server(&config.client),
@@ -63,13 +70,17 @@ impl Run {
 
     fn reconcile(&self, config: Config, file: Option<File>, manifests: Manifests) -> anyhow::Result<()> {
         let plane = Nftables::open()?;
+        let metrics = Arc::new(Metrics::new()?);
+        let manifests = manifests.counting(metrics.invalid_objects.clone());
+        let reporting = Reporting::new(metrics);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
+            let _servers = servers::start(&config.servers, &reporting, plane.name())?;
             let (tx, rx) = mpsc::channel(QUEUE);
             let source = tokio::spawn(manifests.run(tx));
             let min_sync_period = config.min_sync_period;
             let result = tokio::select! {
-                () = app::run(Reconciler::new(config, plane), rx, min_sync_period) => Ok(()),
+                () = app::run(Reconciler::new(config, plane, reporting), rx, min_sync_period) => Ok(()),
                 path = self.file_changed(file) => Err(anyhow::anyhow!("{path} changed; ending to be started anew")),
             };
             source.abort();
@@ -114,5 +125,15 @@ fn from_api_server(client: &Client) -> anyhow::Result<()> {
 fn set_oom_score_adj(value: i32) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
         info!(%error, value, "oom_score_adj stays as it is");
+    }
+}
+
+/// Each health check port is a file, and many systems start programs with a soft limit of 1024 for the sake of
+/// select(2), which is not used here. Go programs do the same.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        warn!(%error, "the limit of open files stays at {soft}");
     }
 }

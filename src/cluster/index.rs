@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::objects::{Change, EndpointSlice, Node, ObjectName, Service, ServiceCidr};
+use super::objects::{Change, EndpointSlice, Family, Node, ObjectName, Service, ServiceCidr};
 
 /// All objects of the cluster that matter to one node, fed with [`Change`]s from any source, in any order: a
 /// slice may come before its Service and outlive it.
@@ -30,6 +31,8 @@ pub struct Dirty {
     pub node: bool,
     /// The service address ranges changed.
     pub service_cidrs: bool,
+    /// When the changes of slices happened, where the slices say so.
+    pub triggers: Vec<(Family, SystemTime)>,
 }
 
 impl Dirty {
@@ -96,6 +99,9 @@ impl Index {
         }
         if let Some(slice) = slice {
             let owner = ObjectName { namespace: name.namespace.clone(), name: slice.service.clone() };
+            if let Some(at) = slice.triggered {
+                self.dirty.triggers.push((slice.family, at));
+            }
             let slice = Arc::new(slice);
             self.slices_of.entry(owner.clone()).or_default().push(slice.clone());
             self.slices.insert(name, slice);
@@ -147,7 +153,6 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Family;
 
     fn slice(name: &str, service: &str) -> EndpointSlice {
         EndpointSlice {
@@ -156,6 +161,7 @@ mod tests {
             family: Family::Ipv4,
             ports: vec![],
             endpoints: vec![],
+            triggered: None,
         }
     }
 

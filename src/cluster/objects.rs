@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use rustc_hash::FxHashSet;
@@ -177,6 +178,8 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// Endpoints; each address is of [`EndpointSlice::family`].
     pub endpoints: Vec<Endpoint>,
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when what it tells of happened.
+    pub triggered: Option<SystemTime>,
 }
 
 /// One port of a slice: the port that the endpoints listen on.
@@ -229,6 +232,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
+    /// Whether it is being deleted: it has a deletion timestamp or the taint `ToBeDeletedByClusterAutoscaler`.
+    pub deleting: bool,
 }
 
 /// A ServiceCIDR: addresses from which ClusterIPs are allocated.

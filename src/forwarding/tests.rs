@@ -86,6 +86,7 @@ fn slice(name: &str, service: &str, endpoints: &[&str]) -> EndpointSlice {
             port: 8080.try_into().unwrap(),
         }],
         endpoints,
+        triggered: None,
     }
 }
 
@@ -400,4 +401,36 @@ fn affinity_slots_stay_with_their_endpoints() {
     change(&mut desired, &[&y], 2);
     change(&mut desired, &[&y, &x], 62);
     assert_eq!(at(&desired), format!("0:{A} 1:{B}"), "until the timeout has passed");
+}
+
+#[test]
+fn local_endpoints_are_counted_for_load_balancers_and_operators() {
+    let mut lb = service("lb", &["10.96.0.1", "fd00:96::1"]);
+    let locals = |service: &Service, slices: &[EndpointSlice]| {
+        let slices: Vec<_> = slices.iter().cloned().map(Arc::new).collect();
+        local(service, &slices, &node())
+    };
+    let here = slice(
+        "s1",
+        "lb",
+        &["10.0.0.1@node1", "10.0.0.2@node1 !", "10.0.0.3@node1 t", "10.0.0.4@node2", "10.0.0.5@"],
+    );
+    // The same ready address again, and one that another slice says is not ready.
+    let again = slice("s2", "lb", &["10.0.0.1@node1", "10.0.0.2@node1"]);
+    let v6 = slice("s3", "lb", &["fd00::4@node2"]);
+    let slices = [here, again, v6];
+    assert_eq!(locals(&lb, &slices), Local::default(), "the Cluster policies need no local endpoints");
+    lb.internal_policy = TrafficPolicy::Local;
+    let expected = Local { without_internal: [0, 1], ..Local::default() };
+    assert_eq!(locals(&lb, &slices), expected);
+    lb.external_policy = TrafficPolicy::Local;
+    lb.health_check_node_port = 32000.try_into().ok();
+    let found = locals(&lb, &slices);
+    assert_eq!(found.health_check.map(|h| (h.port.get(), h.endpoints)), Some((32000, [Some(2), Some(0)])));
+    assert_eq!((found.without_internal, found.without_external), ([0, 1], [0, 1]));
+    lb.cluster_ips.truncate(1);
+    let found = locals(&lb, &slices);
+    assert_eq!(found.health_check.map(|h| h.endpoints), Some([Some(2), None]), "no IPv6, no port there");
+    assert_eq!(found.without_external, [0, 0]);
+    assert_eq!(locals(&lb, &[]).without_internal, [0, 0], "without any endpoint nothing is missing here");
 }

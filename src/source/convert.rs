@@ -12,6 +12,7 @@ use crate::cluster::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Interner, Node, ObjectName, Protocol, Service,
     ServiceCidr, ServicePort, TrafficDistribution, TrafficPolicy,
 };
+use crate::timestamp;
 
 /// The label of an EndpointSlice that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -21,6 +22,8 @@ const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// The label of a Node with its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// The taint of a Node that the cluster autoscaler is about to delete.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where absent, and its maximum.
 const AFFINITY_TIMEOUT: (u32, u32) = (10_800, 86_400);
 /// The namespace of objects in files that name none.
@@ -290,32 +293,12 @@ fn affinity(spec: &objects::ServiceSpec) -> Result<Option<u32>, Invalid> {
 
 fn created(metadata: &objects::Metadata, warnings: &mut Vec<Invalid>) -> i64 {
     let Some(text) = &metadata.creation_timestamp else { return 0 };
-    seconds_of(text).unwrap_or_else(|| {
+    timestamp::parse(text).map(|(seconds, _)| seconds).unwrap_or_else(|| {
         let problem =
             format!("{text:?} is not a time such as 2024-01-31T12:00:00Z; the object counts as old");
         warnings.push(Invalid::new("metadata.creationTimestamp", problem));
         0
     })
-}
-
-/// Seconds since the epoch of an RFC 3339 time as Kubernetes writes it: in UTC, whole seconds.
-fn seconds_of(text: &str) -> Option<i64> {
-    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
-    let numbers = |text: &str, separator| -> Option<Vec<i64>> {
-        text.split(separator).map(|part| part.parse().ok().filter(|n: &i64| *n >= 0)).collect()
-    };
-    let ([year, month, day], [hour, minute, second]) =
-        (*numbers(date, '-')?.first_chunk()?, *numbers(time, ':')?.first_chunk()?);
-    let valid = (1..=9999).contains(&year)
-        && (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && hour < 24
-        && minute < 60
-        && second <= 60;
-    // Days of the proleptic Gregorian calendar, with years that begin in March.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
-    valid.then_some(((days * 24 + hour) * 60 + minute) * 60 + second)
 }
 
 /// Converts an EndpointSlice.
@@ -362,7 +345,11 @@ pub fn endpoint_slice(object: &objects::EndpointSlice, names: &mut Interner) -> 
         }
     }
     let name = name(&object.metadata, names);
-    Outcome::Value(EndpointSlice { name, service: names.intern(service), family, ports, endpoints }, warnings)
+    // Only measured: what makes no sense there is not worth a warning.
+    let trigger = &object.metadata.annotations.last_change_trigger_time;
+    let triggered = trigger.as_deref().and_then(timestamp::parse_system_time);
+    let service = names.intern(service);
+    Outcome::Value(EndpointSlice { name, service, family, ports, endpoints, triggered }, warnings)
 }
 
 fn endpoint(
@@ -434,7 +421,10 @@ pub fn node(object: &objects::Node, names: &mut Interner) -> Outcome<Node> {
         }
     }
     let zone = object.metadata.label(ZONE).filter(|zone| !zone.is_empty()).map(|zone| names.intern(zone));
-    Outcome::Value(Node { name: names.intern(&object.metadata.name), addresses, pod_cidrs, zone }, warnings)
+    let deleting =
+        object.metadata.deletion_timestamp.is_some() || spec.taints.iter().any(|t| t.key == TO_BE_DELETED);
+    let name = names.intern(&object.metadata.name);
+    Outcome::Value(Node { name, addresses, pod_cidrs, zone, deleting }, warnings)
 }
 
 /// Converts a ServiceCIDR.

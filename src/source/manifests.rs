@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use prometheus::IntCounter;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::{info, warn};
 
@@ -161,6 +162,8 @@ pub struct Manifests {
     /// In which files an object is; where it is in several the last file counts.
     places: FxHashMap<Id, BTreeSet<PathBuf>>,
     names: Interner,
+    /// Counts objects that make no sense.
+    invalid: Option<IntCounter>,
 }
 
 impl Manifests {
@@ -172,9 +175,16 @@ impl Manifests {
             files: BTreeMap::new(),
             places: FxHashMap::default(),
             names: Interner::default(),
+            invalid: None,
         };
         manifests.list()?;
         Ok(manifests)
+    }
+
+    /// Counts the objects that are left out because they make no sense.
+    pub fn counting(mut self, invalid: IntCounter) -> Manifests {
+        self.invalid = Some(invalid);
+        self
     }
 
     /// Reads what changed since the last time.
@@ -209,6 +219,9 @@ impl Manifests {
                 let now = stamp(&path).ok();
                 self.read(&path, now, &mut load, &mut again);
             }
+        }
+        if let Some(counter) = &self.invalid {
+            counter.inc_by(load.invalid as u64);
         }
         Ok(load)
     }

@@ -23,6 +23,20 @@ pub struct Metadata {
     pub creation_timestamp: Option<String>,
     /// `labels`.
     pub labels: Option<std::collections::BTreeMap<String, Option<String>>>,
+    /// `deletionTimestamp`, RFC 3339.
+    pub deletion_timestamp: Option<String>,
+    /// `annotations`.
+    #[serde(deserialize_with = "nullable")]
+    pub annotations: Annotations,
+}
+
+/// The annotations that are read; others are often long and not kept.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Annotations {
+    /// When the change happened that this version of an EndpointSlice is due to, RFC 3339.
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub last_change_trigger_time: Option<String>,
 }
 
 impl Metadata {
@@ -249,6 +263,18 @@ pub struct NodeSpec {
     /// `podCIDRs`.
     #[serde(rename = "podCIDRs", deserialize_with = "nullable")]
     pub pod_cidrs: Vec<String>,
+    /// `taints`.
+    #[serde(deserialize_with = "nullable")]
+    pub taints: Vec<Taint>,
+}
+
+/// One of a Node's `spec.taints`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// `key`.
+    #[serde(deserialize_with = "nullable")]
+    pub key: String,
 }
 
 /// `status` of a Node.

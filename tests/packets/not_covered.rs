@@ -13,6 +13,6 @@ pub const NOT_COVERED: &[(&str, &str)] = &[
 ];
 
 /// Why HTTP checks do not count yet. The packets of cases that have such checks do.
-pub const HTTP_CHECKS: Option<&str> = Some("health checks and metrics");
+pub const HTTP_CHECKS: Option<&str> = None;
 
 const CONNTRACK: &str = "conntrack entries of what went";

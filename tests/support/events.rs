@@ -145,6 +145,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
                 e
             })
             .collect(),
+        triggered: None,
     })
 }
 

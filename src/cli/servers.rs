@@ -1,0 +1,47 @@
+//! The agent's HTTP servers.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::config::Servers;
+use crate::health::servers;
+use crate::http::{Route, Server};
+use crate::reporting::Reporting;
+
+/// Connections at a time to each of the two servers.
+const CONNECTIONS: usize = 128;
+
+/// Starts the servers. They end when the result is dropped.
+pub fn start(
+    config: &Servers,
+    reporting: &Reporting,
+    proxy_mode: &'static str,
+) -> anyhow::Result<JoinSet<()>> {
+    let (status, metrics) = (reporting.status.clone(), reporting.metrics.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(reporting.service_checks.clone().serve(status.clone()));
+    let servers: [(&str, _, Route); 2] = [
+        ("--healthz-bind-address", config.healthz, servers::health(status, metrics.clone())),
+        ("--metrics-bind-address", config.metrics, servers::metrics(metrics, proxy_mode)),
+    ];
+    for (flag, address, route) in servers {
+        let Some(address) = address else { continue };
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        if config.bind_hard_fail {
+            let server = Server::bind(flag, address, connections, route)?;
+            tasks.spawn(keep(server));
+        } else {
+            tasks.spawn(async move {
+                keep(Server::bind_when_free(flag, address, connections, route).await).await;
+            });
+        }
+    }
+    Ok(tasks)
+}
+
+/// Serves until the task is dropped.
+async fn keep(_server: Server) {
+    std::future::pending().await
+}

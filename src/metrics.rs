@@ -1,0 +1,249 @@
+//! Metrics: kube-proxy's names, types, labels and buckets where they apply (`pkg/proxy/metrics/metrics.go` of
+//! Kubernetes 1.34), so that its dashboards and alerts go on working, and `sluice_*` for what is ours.
+//!
+//! Both families are programmed in one transaction; where kube-proxy has the label `ip_family`, both families
+//! get the same observation. Recording costs a few atomic operations, whether anybody scrapes or not.
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::cluster::Family;
+
+/// The label of the family.
+const FAMILY: &str = "ip_family";
+
+/// Name and help.
+type Named = (&'static str, &'static str);
+
+// kube-proxy's names and helps.
+const SYNC_DURATION: Named =
+    ("kubeproxy_sync_proxy_rules_duration_seconds", "SyncProxyRules latency in seconds");
+const FULL_SYNC_DURATION: Named = (
+    "kubeproxy_sync_full_proxy_rules_duration_seconds",
+    "SyncProxyRules latency in seconds for full resyncs",
+);
+const PARTIAL_SYNC_DURATION: Named = (
+    "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+    "SyncProxyRules latency in seconds for partial resyncs",
+);
+const LAST_SYNC: Named = (
+    "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+    "The last time proxy rules were successfully synced",
+);
+const LAST_QUEUED: Named = (
+    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+    "The last time a sync of proxy rules was queued",
+);
+const NFTABLES_SYNC_FAILURES: Named =
+    ("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "Cumulative proxy nftables sync failures");
+const NETWORK_PROGRAMMING: Named =
+    ("kubeproxy_network_programming_duration_seconds", "In Cluster Network Programming Latency in seconds");
+const ENDPOINT_CHANGES: Named =
+    ("kubeproxy_sync_proxy_rules_endpoint_changes_total", "Cumulative proxy rules Endpoint changes");
+const ENDPOINT_CHANGES_PENDING: Named =
+    ("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "Pending proxy rules Endpoint changes");
+const SERVICE_CHANGES: Named =
+    ("kubeproxy_sync_proxy_rules_service_changes_total", "Cumulative proxy rules Service changes");
+const SERVICE_CHANGES_PENDING: Named =
+    ("kubeproxy_sync_proxy_rules_service_changes_pending", "Pending proxy rules Service changes");
+const NO_LOCAL_ENDPOINTS: Named = (
+    "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+    "Number of services with a Local traffic policy and no endpoints",
+);
+const HEALTHZ: Named = ("kubeproxy_proxy_healthz_total", "Cumulative proxy healthz HTTP status");
+const LIVEZ: Named = ("kubeproxy_proxy_livez_total", "Cumulative proxy livez HTTP status");
+
+// Ours.
+const SYNC_STEPS: Named = (
+    "sluice_sync_steps",
+    "Steps (elements, chains, sets, tables) that a sync wrote; 0: nothing had to be written",
+);
+const SYNC_FAILURES: Named = ("sluice_sync_failures_total", "Syncs that failed, by stage: observe or apply");
+const FOREIGN_CHANGES: Named = (
+    "sluice_foreign_changes_total",
+    "Times that another program was seen to have changed nftables rules, its own or ours",
+);
+const DRIFT_DETECTED: Named =
+    ("sluice_drift_detected_total", "Comparisons that found rules of ours changed by another program");
+const DRIFT_REPAIRED: Named = (
+    "sluice_drift_repaired_total",
+    "Rules changed by another program that were put right, in one transaction each time",
+);
+const INVALID_OBJECTS: Named = (
+    "sluice_invalid_objects_total",
+    "Objects that were left out because they make no sense, each time they were read",
+);
+const OBJECTS: Named = ("sluice_objects", "Objects that are known, by kind");
+const BUILD_INFO: Named = ("sluice_build_info", "1, labelled with the version of sluice");
+
+/// Everything that is measured, with the registry that it is read from.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Seconds that a sync took, by family.
+    pub sync_duration: [Histogram; 2],
+    /// The same, of syncs that compared everything.
+    pub full_sync_duration: [Histogram; 2],
+    /// The same, of syncs of what changed.
+    pub partial_sync_duration: [Histogram; 2],
+    /// When the last sync succeeded, in seconds since the epoch.
+    pub last_sync: [Gauge; 2],
+    /// When a change last asked for a sync, in seconds since the epoch.
+    pub last_queued: [Gauge; 2],
+    /// Syncs that failed, by family.
+    pub sync_failures: [IntCounter; 2],
+    /// Seconds from a change in the cluster to rules that regard it.
+    pub network_programming: [Histogram; 2],
+    /// Changes of EndpointSlices that came.
+    pub endpoint_changes: IntCounter,
+    /// Those that are not in rules yet.
+    pub endpoint_changes_pending: IntGauge,
+    /// Changes of Services that came.
+    pub service_changes: IntCounter,
+    /// Those that are not in rules yet.
+    pub service_changes_pending: IntGauge,
+    /// Service ports with `internalTrafficPolicy: Local` that have endpoints, but none here.
+    pub no_local_internal: [IntGauge; 2],
+    /// The same of `externalTrafficPolicy: Local`.
+    pub no_local_external: [IntGauge; 2],
+    /// Answers of `/healthz` by status code.
+    pub healthz: IntCounterVec,
+    /// Answers of `/livez` by status code.
+    pub livez: IntCounterVec,
+    /// Steps that a sync applied.
+    pub sync_steps: Histogram,
+    /// Syncs that failed, by stage.
+    pub failures: IntCounterVec,
+    /// Times that another program changed nftables rules, its own or ours.
+    pub foreign_changes: IntCounter,
+    /// Comparisons after such a change that found our rules not as they should be.
+    pub drift_detected: IntCounter,
+    /// Those that were put right.
+    pub drift_repaired: IntCounter,
+    /// Objects that were left out because they make no sense.
+    pub invalid_objects: IntCounter,
+    /// Objects that are known, by kind.
+    pub objects: IntGaugeVec,
+}
+
+impl Metrics {
+    /// All metrics, at zero. Fails only where two have the same name.
+    pub fn new() -> Result<Metrics, Error> {
+        let registry = Registry::new();
+        let r = &registry;
+        let no_local = gauge_vec(r, NO_LOCAL_ENDPOINTS, &[FAMILY, "traffic_policy"])?;
+        let metrics = Metrics {
+            sync_duration: histograms(r, SYNC_DURATION, sync_buckets()?)?,
+            full_sync_duration: histograms(r, FULL_SYNC_DURATION, sync_buckets()?)?,
+            partial_sync_duration: histograms(r, PARTIAL_SYNC_DURATION, sync_buckets()?)?,
+            last_sync: gauges(r, LAST_SYNC)?,
+            last_queued: gauges(r, LAST_QUEUED)?,
+            sync_failures: by_family(counter_vec(r, NFTABLES_SYNC_FAILURES, FAMILY)?, |vec, family| {
+                vec.with_label_values(&[family])
+            }),
+            network_programming: histograms(r, NETWORK_PROGRAMMING, network_programming_buckets())?,
+            endpoint_changes: counter(r, ENDPOINT_CHANGES)?,
+            endpoint_changes_pending: gauge(r, ENDPOINT_CHANGES_PENDING)?,
+            service_changes: counter(r, SERVICE_CHANGES)?,
+            service_changes_pending: gauge(r, SERVICE_CHANGES_PENDING)?,
+            no_local_internal: by_family(no_local.clone(), |vec, f| vec.with_label_values(&[f, "internal"])),
+            no_local_external: by_family(no_local, |vec, f| vec.with_label_values(&[f, "external"])),
+            healthz: counter_vec(r, HEALTHZ, "code")?,
+            livez: counter_vec(r, LIVEZ, "code")?,
+            sync_steps: histogram(r, SYNC_STEPS, step_buckets()?)?,
+            failures: counter_vec(r, SYNC_FAILURES, "stage")?,
+            foreign_changes: counter(r, FOREIGN_CHANGES)?,
+            drift_detected: counter(r, DRIFT_DETECTED)?,
+            drift_repaired: counter(r, DRIFT_REPAIRED)?,
+            invalid_objects: counter(r, INVALID_OBJECTS)?,
+            objects: gauge_vec(r, OBJECTS, &["kind"])?,
+            registry: registry.clone(),
+        };
+        gauge_vec(r, BUILD_INFO, &["version"])?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        // A series that is not there until something goes wrong makes alerts miss the first time.
+        for code in ["200", "503"] {
+            metrics.healthz.with_label_values(&[code]);
+            metrics.livez.with_label_values(&[code]);
+        }
+        for stage in ["observe", "apply"] {
+            metrics.failures.with_label_values(&[stage]);
+        }
+        Ok(metrics)
+    }
+
+    /// Everything in the text format (version 0.0.4).
+    pub fn text(&self) -> Result<Vec<u8>, Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// Registers what was made.
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: Result<C, Error>,
+) -> Result<C, Error> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn by_family<V, M>(vec: V, with: impl Fn(&V, &str) -> M) -> [M; 2] {
+    Family::ALL.map(|family| with(&vec, &family.to_string()))
+}
+
+fn counter(registry: &Registry, (name, help): Named) -> Result<IntCounter, Error> {
+    registered(registry, IntCounter::new(name, help))
+}
+
+fn counter_vec(registry: &Registry, (name, help): Named, label: &str) -> Result<IntCounterVec, Error> {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+}
+
+fn gauge(registry: &Registry, (name, help): Named) -> Result<IntGauge, Error> {
+    registered(registry, IntGauge::new(name, help))
+}
+
+fn gauge_vec(registry: &Registry, (name, help): Named, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(registry: &Registry, (name, help): Named) -> Result<[Gauge; 2], Error> {
+    let vec = registered(registry, GaugeVec::new(Opts::new(name, help), &[FAMILY]))?;
+    Ok(by_family(vec, |vec, family| vec.with_label_values(&[family])))
+}
+
+fn histogram(registry: &Registry, (name, help): Named, buckets: Vec<f64>) -> Result<Histogram, Error> {
+    registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+}
+
+fn histograms(registry: &Registry, (name, help): Named, buckets: Vec<f64>) -> Result<[Histogram; 2], Error> {
+    let opts = HistogramOpts::new(name, help).buckets(buckets);
+    let vec = registered(registry, HistogramVec::new(opts, &[FAMILY]))?;
+    Ok(by_family(vec, |vec, family| vec.with_label_values(&[family])))
+}
+
+/// From 1 ms to 16.384 s, each twice the one before.
+fn sync_buckets() -> Result<Vec<f64>, Error> {
+    prometheus::exponential_buckets(0.001, 2.0, 15)
+}
+
+/// None, and from 1 to a million, each four times the one before.
+fn step_buckets() -> Result<Vec<f64>, Error> {
+    Ok([vec![0.0], prometheus::exponential_buckets(1.0, 4.0, 11)?].concat())
+}
+
+/// 0.25 and 0.5, each second to 59, every five to 115, every thirty to 300.
+fn network_programming_buckets() -> Vec<f64> {
+    let seconds = (1..=59).chain((60..=115).step_by(5)).chain((120..=300).step_by(30));
+    [0.25, 0.5].into_iter().chain(seconds.map(f64::from)).collect()
+}
+
+#[cfg(test)]
+mod tests;

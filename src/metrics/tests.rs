@@ -1,0 +1,94 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+fn text() -> String {
+    let metrics = Metrics::new().expect("no name is there twice");
+    metrics.sync_duration[0].observe(0.002);
+    metrics.network_programming[1].observe(0.3);
+    metrics.healthz.with_label_values(&["200"]).inc();
+    metrics.objects.with_label_values(&["service"]).set(3);
+    String::from_utf8(metrics.text().unwrap()).unwrap()
+}
+
+/// Names with their types, as announced.
+fn types(text: &str) -> BTreeMap<&str, &str> {
+    let mut types = BTreeMap::new();
+    for line in text.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        assert_eq!(types.insert(name, kind), None, "{name} is announced twice");
+    }
+    types
+}
+
+#[test]
+fn every_sample_has_help_and_type_and_is_there_once() {
+    let text = text();
+    let types = types(&text);
+    let helps: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("# HELP "))
+        .map(|l| l.split_once(' ').expect("help is not empty").0)
+        .collect();
+    assert_eq!(helps, types.keys().copied().collect());
+    let mut seen = BTreeSet::new();
+    for line in text.lines().filter(|l| !l.starts_with('#')) {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        value.parse::<f64>().unwrap();
+        assert!(seen.insert(series), "{series} is there twice");
+        let name = series.split('{').next().unwrap();
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| {
+            name.strip_suffix(suffix).filter(|base| types.get(base) == Some(&"histogram"))
+        });
+        assert!(types.contains_key(base.unwrap_or(name)), "{name} has no type");
+    }
+}
+
+#[test]
+fn names_types_and_labels_are_kube_proxys() {
+    let text = text();
+    let types = types(&text);
+    for (name, kind, labels) in [
+        ("kubeproxy_sync_proxy_rules_duration_seconds", "histogram", "ip_family"),
+        ("kubeproxy_sync_full_proxy_rules_duration_seconds", "histogram", "ip_family"),
+        ("kubeproxy_sync_partial_proxy_rules_duration_seconds", "histogram", "ip_family"),
+        ("kubeproxy_network_programming_duration_seconds", "histogram", "ip_family"),
+        ("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "gauge", "ip_family"),
+        ("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "gauge", "ip_family"),
+        ("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "gauge", ""),
+        ("kubeproxy_sync_proxy_rules_endpoint_changes_total", "counter", ""),
+        ("kubeproxy_sync_proxy_rules_service_changes_pending", "gauge", ""),
+        ("kubeproxy_sync_proxy_rules_service_changes_total", "counter", ""),
+        ("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge", "ip_family traffic_policy"),
+        ("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "counter", "ip_family"),
+        ("kubeproxy_proxy_healthz_total", "counter", "code"),
+        ("kubeproxy_proxy_livez_total", "counter", "code"),
+        ("process_cpu_seconds_total", "counter", ""),
+        ("process_resident_memory_bytes", "gauge", ""),
+        ("process_open_fds", "gauge", ""),
+        ("process_start_time_seconds", "gauge", ""),
+    ] {
+        assert_eq!(types.get(name), Some(&kind), "{name}");
+        let series = if kind == "histogram" { format!("{name}_count") } else { name.to_owned() };
+        let sample = text.lines().find(|l| {
+            l.strip_prefix(&series).is_some_and(|rest| rest.starts_with(' ') || rest.starts_with('{'))
+        });
+        let sample = sample.unwrap_or_else(|| panic!("{name} has no sample"));
+        let inner = sample.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(i, _)| i);
+        let found: Vec<&str> = inner.split(',').filter_map(|l| Some(l.split_once('=')?.0)).collect();
+        assert_eq!(found.join(" "), labels, "{name}");
+    }
+    for sample in [
+        r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.001"} 0"#,
+        r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.002"} 1"#,
+        r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="16.384"} 1"#,
+        r#"kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="0.5"} 1"#,
+        r#"kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv6",le="300"} 1"#,
+        r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"} 0"#,
+        r#"sluice_objects{kind="service"} 3"#,
+    ] {
+        assert!(text.lines().any(|l| l == sample), "{sample}\n{text}");
+    }
+    let buckets = text.matches(r#"kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4""#);
+    assert_eq!(buckets.count(), 2 + 59 + 12 + 7 + 1, "with +Inf");
+}
