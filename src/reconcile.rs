@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::cluster::{Change, Index};
 use crate::config::{self, Config};
+use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::forwarding::{Changes, Conflict, Desired};
 
@@ -20,6 +21,7 @@ pub struct Reconciler<D> {
     conflicts: BTreeSet<Conflict>,
     notices: Vec<String>,
     host_addresses: Vec<std::net::IpAddr>,
+    conntrack: Option<Cleaner>,
 }
 
 /// What one sync did.
@@ -47,7 +49,13 @@ impl<D: DataPlane> Reconciler<D> {
             conflicts: BTreeSet::new(),
             notices: Vec::new(),
             host_addresses: Vec::new(),
+            conntrack: None,
         }
+    }
+
+    /// Connections that a sync makes stale are deleted from now on.
+    pub fn clean_conntrack(&mut self, cleaner: Cleaner) {
+        self.conntrack = Some(cleaner);
     }
 
     /// Takes changes into the index.
@@ -64,7 +72,9 @@ impl<D: DataPlane> Reconciler<D> {
 
     /// The next sync observes and compares everything.
     pub fn resync(&mut self) {
-        self.desired = None;
+        if let (Some(desired), Some(conntrack)) = (self.desired.take(), &mut self.conntrack) {
+            conntrack.forget(&desired);
+        }
     }
 
     /// Whether somebody else may have changed the rules.
@@ -77,7 +87,7 @@ impl<D: DataPlane> Reconciler<D> {
         match config::host_addresses() {
             Ok(addresses) if addresses != self.host_addresses => {
                 self.host_addresses = addresses;
-                self.desired = None;
+                self.resync();
             }
             Ok(_) => {}
             Err(error) => warn!(%error, "cannot read the host's addresses; those known before are used"),
@@ -92,6 +102,9 @@ impl<D: DataPlane> Reconciler<D> {
         let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(dirty.services)? };
         self.tell(&changes);
         let elapsed = start.elapsed();
+        if let Some(conntrack) = &mut self.conntrack {
+            conntrack.applied(&changes);
+        }
         let report = Report { full, services: changes.services, steps, elapsed };
         let (services, slices, endpoints) = self.index.counts();
         info!(
@@ -109,7 +122,7 @@ impl<D: DataPlane> Reconciler<D> {
 
     fn sync_all(&mut self) -> Result<(usize, Changes), D::Error> {
         // Set again only when all went well.
-        self.desired = None;
+        self.resync();
         let view = self.config.view(&self.index, &self.host_addresses);
         if view.notices != self.notices {
             for notice in view.notices.iter().filter(|n| !self.notices.contains(n)) {
@@ -140,8 +153,14 @@ impl<D: DataPlane> Reconciler<D> {
         let changes = desired.update(&self.index, dirty, Instant::now());
         let plan = self.plane.plan_changes(&changes);
         let steps = self.plane.steps(&plan);
-        if steps > 0 {
-            self.plane.apply(&plan)?;
+        if steps > 0
+            && let Err(error) = self.plane.apply(&plan)
+        {
+            if let Some(conntrack) = &mut self.conntrack {
+                conntrack.failed(&changes);
+                conntrack.forget(&desired);
+            }
+            return Err(error);
         }
         self.desired = Some(desired);
         Ok((steps, changes))

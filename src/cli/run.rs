@@ -2,10 +2,12 @@
 
 use clap::Args;
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use super::logging::Logging;
 use super::settings::Settings;
 use crate::app;
+use crate::conntrack::Cleaner;
 use crate::dataplane::nftables::Nftables;
 use crate::reconcile::Reconciler;
 use crate::source::manifests::Manifests;
@@ -31,7 +33,12 @@ impl Run {
         runtime.block_on(async {
             let (tx, rx) = mpsc::channel(QUEUE);
             let source = tokio::spawn(manifests.run(tx));
-            app::run(Reconciler::new(config, plane), rx).await;
+            let mut reconciler = Reconciler::new(config, plane);
+            match Cleaner::start() {
+                Ok(cleaner) => reconciler.clean_conntrack(cleaner),
+                Err(error) => warn!(%error, "stale connections are not deleted"),
+            }
+            app::run(reconciler, rx).await;
             source.abort();
         });
         Ok(())

@@ -238,8 +238,7 @@ impl Targets {
     fn set_draining(&mut self, service: &Service, endpoints: &[(SocketAddr, &Endpoint)]) {
         // Outside the Local policy comes on top of the Cluster policy's list, so it needs none of its own.
         let local = (service.internal_policy == TrafficPolicy::Local).then_some(&self.local.wanted);
-        self.draining =
-            [Some(&self.cluster.wanted), local].map(|used| draining(endpoints, used?));
+        self.draining = [Some(&self.cluster.wanted), local].map(|used| draining(endpoints, used?));
     }
 
     fn target(&mut self, scope: Scope, previous: Option<&Target>) -> Target {

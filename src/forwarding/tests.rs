@@ -404,7 +404,13 @@ fn affinity_slots_stay_with_their_endpoints() {
 
 /// What of a frontend gets no new connection but keeps those that it has.
 fn drains(frontend: &Frontend) -> String {
-    frontend.draining.iter().flat_map(|list| list.iter()).map(|e| e.ip().to_string()).collect::<Vec<_>>().join(" ")
+    frontend
+        .draining
+        .iter()
+        .flat_map(|list| list.iter())
+        .map(|e| e.ip().to_string())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[test]
