@@ -37,6 +37,8 @@ struct Change {
     came: FxHashSet<SocketAddr>,
     /// Whether flows may be older than the frontend, or than its first endpoint.
     fresh: bool,
+    /// Whether the frontend went.
+    went: bool,
     /// Who may connect, where that changed.
     sources: Option<Option<Arc<[IpNet]>>>,
 }
@@ -51,7 +53,8 @@ impl Change {
         self.came.retain(|endpoint| !newer.gone.contains(endpoint));
         self.gone.extend(newer.gone);
         self.came.extend(newer.came);
-        self.fresh |= newer.fresh;
+        self.fresh = (self.fresh || newer.fresh) && !newer.went;
+        self.went = newer.went;
         if newer.sources.is_some() {
             self.sources = newer.sources;
         }
@@ -101,7 +104,8 @@ impl Stale {
         let had_endpoints = slots.is_some() || before.is_some_and(|f| f.endpoints().next().is_some());
         old.extend(known.get(&key).into_iter().flatten().flat_map(|list| list.iter()));
         let new: Vec<SocketAddr> = after.iter().flat_map(|f| f.serving()).collect();
-        let mut change = Change { gone: missing(&old, &new), came: missing(&new, &old), ..Change::default() };
+        let (gone, came) = (missing(&old, &new), missing(&new, &old));
+        let mut change = Change { gone, came, went: after.is_none(), ..Change::default() };
         if key.protocol != Protocol::Tcp {
             let itself = SocketAddr::new(key.address, key.port);
             let has_endpoints = after.is_some_and(|f| f.endpoints().next().is_some());
