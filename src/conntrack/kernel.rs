@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::Error;
-use super::stale::{Flow, Scope, Stale};
+use super::stale::{Flow, One, Scope, Stale};
 use crate::cluster::{Family, Protocol};
 use crate::forwarding::Key;
 use crate::netlink::{self, Attribute, Malformed, Message, Request, Requests, Socket};
@@ -183,17 +183,20 @@ fn unfiltered(scope: &Scope) -> Request {
 /// `CTA_STATUS`: they list more.
 fn request(scope: &Scope) -> Request {
     let mut request = unfiltered(scope);
-    let original = scope.destination.get();
-    let reply = scope.reply_source.get();
+    // Not so in IPv6: there the kernel (5.8 to 6.18 at least) compares the wrong way around and leaves out what
+    // it is asked for.
+    let only = |one: One| one.get().and_then(|a| if let IpAddr::V4(a) = a { Some(a) } else { None });
+    let original = only(scope.destination);
+    let reply = only(scope.reply_source);
     request.nested(CTA_TUPLE_ORIG, |w| {
         if let Some(address) = original {
-            w.nested(CTA_TUPLE_IP, |w| put_address(w, [CTA_IP_V4_DST, CTA_IP_V6_DST], address));
+            w.nested(CTA_TUPLE_IP, |w| w.bytes(CTA_IP_V4_DST, &address.octets()));
         }
         w.nested(CTA_TUPLE_PROTO, |w| w.u8(CTA_PROTO_NUM, scope.protocol.number()));
     });
     if let Some(address) = reply {
         request.nested(CTA_TUPLE_REPLY, |w| {
-            w.nested(CTA_TUPLE_IP, |w| put_address(w, [CTA_IP_V4_SRC, CTA_IP_V6_SRC], address));
+            w.nested(CTA_TUPLE_IP, |w| w.bytes(CTA_IP_V4_SRC, &address.octets()));
         });
     }
     request.nested(CTA_FILTER, |w| {
@@ -208,13 +211,6 @@ fn request(scope: &Scope) -> Request {
         request.u32(CTA_STATUS_MASK, IPS_SEEN_REPLY);
     }
     request
-}
-
-fn put_address(writer: &mut netlink::Writer, [v4, v6]: [u16; 2], address: IpAddr) {
-    match address {
-        IpAddr::V4(address) => writer.bytes(v4, &address.octets()),
-        IpAddr::V6(address) => writer.bytes(v6, &address.octets()),
-    }
 }
 
 /// An entry, with what names it to the kernel.
@@ -328,7 +324,7 @@ struct Deletions {
 
 impl Deletions {
     /// By the original tuple and the zone, which name the entry, and by its id: should the same tuple be another
-    /// connection by now, that one stays.
+    /// connection by now, that one stays (but where it took the very memory of the old one).
     fn push(&mut self, family: u8, entry: &Entry<'_>) {
         let requests = &mut self.requests;
         requests.message(IPCTNL_MSG_CT_DELETE, 0, family);
