@@ -15,6 +15,7 @@ pub mod app;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod conntrack;
 pub mod dataplane;
 pub mod forwarding;
 pub mod health;

@@ -4,6 +4,7 @@
 //!   message::Batch  ──  Socket::commit  ──►  one send(), all or nothing; refusals by message
 //!   message::Request ── Socket::dump    ──►  every answer to a callback, nothing kept
 //!                    └─ Socket::request ──►  one answer
+//!   message::Requests ─ Socket::execute ──►  one send(), each by itself; refusals by message
 //! ```
 //!
 //! The kernel processes a request inside the `send` that carries it, so no call here waits for anything
@@ -16,7 +17,7 @@ pub mod socket;
 use nix::errno::Errno;
 
 pub use attribute::{Attribute, Attributes, Malformed, Writer};
-pub use message::{Batch, Message, Request};
+pub use message::{Batch, Message, Request, Requests};
 pub use socket::{Capacities, Socket};
 
 /// Why an exchange with the kernel failed, by stage.

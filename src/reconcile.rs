@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::cluster::{Change, Index, ObjectName};
 use crate::config::{self, Config};
+use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::forwarding::{Changes, Conflict, Desired};
 use crate::reporting::Reporting;
@@ -24,6 +25,7 @@ pub struct Reconciler<D> {
     reporting: Reporting,
     /// The next full sync is due to rules that another program changed.
     drift: bool,
+    conntrack: Option<Cleaner>,
 }
 
 /// What one sync did.
@@ -53,7 +55,13 @@ impl<D: DataPlane> Reconciler<D> {
             host_addresses: Vec::new(),
             reporting,
             drift: false,
+            conntrack: None,
         }
+    }
+
+    /// Connections that a sync makes stale are deleted from now on.
+    pub fn clean_conntrack(&mut self, cleaner: Cleaner) {
+        self.conntrack = Some(cleaner);
     }
 
     /// The source has said everything once.
@@ -77,9 +85,16 @@ impl<D: DataPlane> Reconciler<D> {
 
     /// The next sync observes and compares everything: another program changed rules.
     pub fn resync(&mut self) {
-        self.desired = None;
+        self.forget();
         self.drift = true;
         self.reporting.metrics.foreign_changes.inc();
+    }
+
+    /// What is in the kernel is not known any more.
+    fn forget(&mut self) {
+        if let (Some(desired), Some(conntrack)) = (self.desired.take(), &mut self.conntrack) {
+            conntrack.forget(&desired);
+        }
     }
 
     /// Whether somebody else may have changed the rules.
@@ -94,7 +109,7 @@ impl<D: DataPlane> Reconciler<D> {
         match config::host_addresses() {
             Ok(addresses) if addresses != self.host_addresses => {
                 self.host_addresses = addresses;
-                self.desired = None;
+                self.forget();
             }
             Ok(_) => {}
             Err(error) => warn!(%error, "cannot read the host's addresses; those known before are used"),
@@ -112,6 +127,9 @@ impl<D: DataPlane> Reconciler<D> {
         let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(&worked_out)? };
         self.tell(&changes);
         let elapsed = start.elapsed();
+        if let Some(conntrack) = &mut self.conntrack {
+            conntrack.applied(&changes);
+        }
         let report = Report { full, services: changes.services, steps, elapsed };
         let counts @ (services, slices, endpoints) = self.index.counts();
         self.reporting.synced(&report, counts);
@@ -134,7 +152,7 @@ impl<D: DataPlane> Reconciler<D> {
 
     fn sync_all(&mut self) -> Result<(usize, Changes), D::Error> {
         // Set again only when all went well.
-        self.desired = None;
+        self.forget();
         let view = self.config.view(&self.index, &self.host_addresses);
         if view.notices != self.notices {
             for notice in view.notices.iter().filter(|n| !self.notices.contains(n)) {
@@ -170,8 +188,15 @@ impl<D: DataPlane> Reconciler<D> {
         let changes = desired.update(&self.index, dirty.iter().cloned(), Instant::now());
         let plan = self.plane.plan_changes(&changes);
         let steps = self.plane.steps(&plan);
-        if steps > 0 {
-            self.plane.apply(&plan).inspect_err(|_| self.reporting.failed("apply"))?;
+        if steps > 0
+            && let Err(error) = self.plane.apply(&plan)
+        {
+            self.reporting.failed("apply");
+            if let Some(conntrack) = &mut self.conntrack {
+                conntrack.failed(&changes);
+                conntrack.forget(&desired);
+            }
+            return Err(error);
         }
         self.desired = Some(desired);
         Ok((steps, changes))

@@ -1,10 +1,12 @@
 //! What sluice sends to the kernel and what it prints, held against the kernel and against nft. Needs root and the
-//! program nft; each test has a network namespace of its own.
+//! programs nft, ip and conntrack; each test has a network namespace of its own.
 
 #[path = "kernel/bytecode.rs"]
 mod bytecode;
 #[path = "kernel/capacity.rs"]
 mod capacity;
+#[path = "kernel/conntrack.rs"]
+mod conntrack;
 #[path = "kernel/errors.rs"]
 mod errors;
 #[path = "kernel/observe.rs"]

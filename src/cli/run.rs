@@ -15,6 +15,7 @@ use super::servers;
 use super::settings::{File, Settings};
 use crate::app;
 use crate::config::{Client, Config};
+use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::dataplane::nftables::Nftables;
 use crate::metrics::Metrics;
@@ -79,8 +80,13 @@ impl Run {
             let (tx, rx) = mpsc::channel(QUEUE);
             let source = tokio::spawn(manifests.run(tx));
             let min_sync_period = config.min_sync_period;
+            let mut reconciler = Reconciler::new(config, plane, reporting);
+            match Cleaner::start() {
+                Ok(cleaner) => reconciler.clean_conntrack(cleaner),
+                Err(error) => warn!(%error, "stale connections are not deleted"),
+            }
             let result = tokio::select! {
-                () = app::run(Reconciler::new(config, plane, reporting), rx, min_sync_period) => Ok(()),
+                () = app::run(reconciler, rx, min_sync_period) => Ok(()),
                 path = self.file_changed(file) => Err(anyhow::anyhow!("{path} changed; ending to be started anew")),
             };
             source.abort();

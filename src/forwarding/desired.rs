@@ -113,6 +113,8 @@ pub struct Changes {
     pub overfull: Vec<(ObjectName, Arc<str>, usize)>,
     /// Services that were worked out.
     pub services: usize,
+    /// What was in the kernel before, when everything was worked out: then `frontends` has nothing before.
+    pub adopted: Adopted,
 }
 
 impl Changes {
@@ -152,8 +154,8 @@ impl Desired {
         now: Instant,
     ) -> (Desired, Changes) {
         let mut desired = Desired { settings, node, adopted, ..Desired::default() };
-        let changes = desired.update(index, index.services().map(|s| s.name.clone()), now);
-        desired.adopted = Adopted::default();
+        let mut changes = desired.update(index, index.services().map(|s| s.name.clone()), now);
+        changes.adopted = std::mem::take(&mut desired.adopted);
         (desired, changes)
     }
 

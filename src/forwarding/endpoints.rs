@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::NodeView;
 use crate::cluster::{Endpoint, EndpointSlice, Family, Protocol};
@@ -144,6 +144,18 @@ pub fn categorize(endpoints: &[(SocketAddr, &Endpoint)], node: &NodeView) -> Cat
     }
     let any = !cluster.is_empty();
     Categories { cluster, local, any }
+}
+
+/// The endpoints that serve but are not in `used`, sorted; `None` where there is none. `used` has only such that
+/// serve.
+pub(super) fn draining(endpoints: &[(SocketAddr, &Endpoint)], used: &[SocketAddr]) -> Option<Usable> {
+    let serves = |e: &Endpoint| e.conditions.ready || e.conditions.serving;
+    if endpoints.iter().filter(|(_, e)| serves(e)).count() == used.len() {
+        return None;
+    }
+    let used: FxHashSet<&SocketAddr> = used.iter().collect();
+    let rest = endpoints.iter().filter(|(a, e)| serves(e) && !used.contains(a));
+    Some(sorted(rest.map(|(a, _)| *a).collect()).into())
 }
 
 /// Puts `wanted` into an order that moves as few as possible from their index in `previous`: what stays keeps

@@ -7,9 +7,9 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::affinity::{Ids, PortSlots, Scope, Sticky};
-use super::endpoints::{Categories, Usable, arrange, categorize, hairpin_addresses, merge};
+use super::endpoints::{Categories, Usable, arrange, categorize, draining, hairpin_addresses, merge};
 use super::{Key, NodeView};
-use crate::cluster::{EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
+use crate::cluster::{Endpoint, EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
 
 /// The most endpoints of one Service port that are used; more would run into the indices of local endpoints.
 pub const MAX_ENDPOINTS: usize = 32768;
@@ -104,6 +104,23 @@ pub struct Frontend {
     pub masquerade: Masquerade,
     /// Who may connect at all; `None`: everybody.
     pub sources: Option<Arc<[IpNet]>>,
+    /// Endpoints that are not in `inside` but serve, sorted: terminating ones, mostly, also those that hints or
+    /// the policy rule out. They get no new connection and keep those that they have, so this makes no rule.
+    /// `None` where there is none.
+    pub draining: Option<Usable>,
+}
+
+impl Frontend {
+    /// The endpoints that get new connections, as the lists of inside and outside have them: some are there twice.
+    pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let targets = [Some(&self.inside), self.outside.as_ref()];
+        targets.into_iter().flatten().flat_map(|target| target.endpoints().map(|(_, endpoint)| endpoint))
+    }
+
+    /// The endpoints whose connections go on: those that get new ones, and those that still serve.
+    pub fn serving(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.endpoints().chain(self.draining.iter().flat_map(|draining| draining.iter().copied()))
+    }
 }
 
 /// A frontend that a Service wants to have.
@@ -166,6 +183,7 @@ where
                 categories.local.truncate(MAX_ENDPOINTS);
             }
             let mut targets = Targets::new(service, port, family, categories, before);
+            targets.set_draining(service, &endpoints);
             for (address, port_number, kind) in addresses(service, node, port, family, cluster_ip) {
                 let key = Key { address, protocol: port.protocol, port: port_number };
                 let sources = sources.clone().filter(|_| kind == FrontendKind::LoadBalancer);
@@ -186,6 +204,8 @@ struct Targets {
     any: bool,
     /// With affinity: of the Cluster and of the Local policy.
     sticky: Option<[Option<Arc<Sticky>>; 2]>,
+    /// What serves without being in the list of the Cluster or of the Local policy.
+    draining: [Option<Usable>; 2],
 }
 
 impl Targets {
@@ -211,7 +231,14 @@ impl Targets {
                 slots.sticky(id, timeout, endpoints)
             })
         });
-        Targets { cluster: Arranged::new(cluster), local: Arranged::new(local), any, sticky }
+        let (cluster, local) = (Arranged::new(cluster), Arranged::new(local));
+        Targets { cluster, local, any, sticky, draining: [None, None] }
+    }
+
+    fn set_draining(&mut self, service: &Service, endpoints: &[(SocketAddr, &Endpoint)]) {
+        // Outside the Local policy comes on top of the Cluster policy's list, so it needs none of its own.
+        let local = (service.internal_policy == TrafficPolicy::Local).then_some(&self.local.wanted);
+        self.draining = [Some(&self.cluster.wanted), local].map(|used| draining(endpoints, used?));
     }
 
     fn target(&mut self, scope: Scope, previous: Option<&Target>) -> Target {
@@ -241,7 +268,9 @@ impl Targets {
                 TrafficPolicy::Local => Scope::Local,
             };
             let inside = self.target(scope, old_inside);
-            return Frontend { inside, outside: None, masquerade: Masquerade::OffCluster, sources };
+            let draining = self.draining[scope as usize].clone();
+            let masquerade = Masquerade::OffCluster;
+            return Frontend { inside, outside: None, masquerade, sources, draining };
         }
         let inside = self.target(Scope::Cluster, old_inside);
         let (outside, masquerade) = match service.external_policy {
@@ -250,7 +279,8 @@ impl Targets {
             TrafficPolicy::Local if !self.any => (None, Masquerade::Own),
             TrafficPolicy::Local => (Some(self.target(Scope::Local, old_outside)), Masquerade::Own),
         };
-        Frontend { inside, outside, masquerade, sources }
+        let draining = self.draining[Scope::Cluster as usize].clone();
+        Frontend { inside, outside, masquerade, sources, draining }
     }
 }
 

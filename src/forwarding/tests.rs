@@ -434,3 +434,51 @@ fn local_endpoints_are_counted_for_load_balancers_and_operators() {
     assert_eq!(found.without_external, [0, 0]);
     assert_eq!(locals(&lb, &[]).without_internal, [0, 0], "without any endpoint nothing is missing here");
 }
+
+/// What of a frontend gets no new connection but keeps those that it has.
+fn drains(frontend: &Frontend) -> String {
+    frontend
+        .draining
+        .iter()
+        .flat_map(|list| list.iter())
+        .map(|e| e.ip().to_string())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn endpoints_that_serve_but_get_nothing_new_are_known_as_draining() {
+    let (cluster, local) = (TrafficPolicy::Cluster, TrafficPolicy::Local);
+    for (endpoints, internal, external, inside, expected) in [
+        // Nothing in the usual case.
+        (&["A@node1", "B@node2"][..], cluster, cluster, "A B", ""),
+        (&["A@node1 !", "B@node2"], cluster, cluster, "B", ""),
+        (&["A@node1 T", "B@node2"], cluster, cluster, "B", ""),
+        // Terminating, while others are ready; without others it is used.
+        (&["A@node1 t", "B@node2"], cluster, cluster, "B", "A"),
+        (&["A@node1 t", "B@node2 t"], cluster, cluster, "A B", ""),
+        // Ruled out by hints or by the policy.
+        (&["A@node1 z:zone-a", "B@node2 z:zone-b"], cluster, cluster, "A", "B"),
+        (&["A@node1", "B@node2", "C@node2 t"], local, cluster, "A", "B C"),
+        (&["B@node2"], local, cluster, "drop", "B"),
+        (&["A@node1", "B@node2"], cluster, local, "A B", ""),
+    ] {
+        let endpoints: Vec<String> =
+            endpoints.iter().map(|e| e.replace('A', A).replace('B', B).replace('C', C)).collect();
+        let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+        let mut svc = service("a", &["10.96.0.1"]);
+        (svc.internal_policy, svc.external_policy) = (internal, external);
+        svc.external_ips = vec!["203.0.113.2".parse().unwrap()];
+        let f = run(&svc, &[slice("s", "a", &endpoints)]);
+        let full = |text: &str| text.replace('A', A).replace('B', B).replace('C', C);
+        let cluster_ip = of(&f, FrontendKind::ClusterIp);
+        assert_eq!(short(&cluster_ip.inside), full(inside), "{endpoints:?}");
+        assert_eq!(drains(cluster_ip), full(expected), "{endpoints:?}");
+        let mut serving: Vec<_> = cluster_ip.serving().collect();
+        serving.sort_unstable();
+        let mut all: Vec<_> = of(&f, FrontendKind::ExternalIp).serving().collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(serving, all, "{endpoints:?}");
+    }
+}

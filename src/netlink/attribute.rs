@@ -61,6 +61,12 @@ impl Writer {
         self.pad(length);
     }
 
+    /// An attribute of attributes that are encoded already.
+    #[inline]
+    pub fn encoded(&mut self, kind: u16, attributes: &[u8]) {
+        self.bytes(kind | NLA_F_NESTED, attributes);
+    }
+
     /// A string with its terminating zero.
     #[inline]
     pub fn string(&mut self, kind: u16, value: &str) {
@@ -88,6 +94,12 @@ impl Writer {
     #[inline]
     pub fn u8(&mut self, kind: u16, value: u8) {
         self.bytes(kind, &[value]);
+    }
+
+    /// A big-endian 16-bit number.
+    #[inline]
+    pub fn u16(&mut self, kind: u16, value: u16) {
+        self.bytes(kind, &value.to_be_bytes());
     }
 
     /// A big-endian 32-bit number.
@@ -174,6 +186,12 @@ impl<'a> Attribute<'a> {
             [byte] => Ok(*byte),
             _ => Err(Malformed("an 8-bit number of another size")),
         }
+    }
+
+    /// The value as a big-endian 16-bit number.
+    pub fn u16(&self) -> Result<u16, Malformed> {
+        let bytes = self.value.try_into().map_err(|_| Malformed("a 16-bit number of another size"))?;
+        Ok(u16::from_be_bytes(bytes))
     }
 
     /// The value as a big-endian 32-bit number.

@@ -6,6 +6,8 @@ use super::attribute::{Attributes, Malformed, Writer, align};
 
 /// `NFNL_SUBSYS_NFTABLES`.
 pub const NFNL_SUBSYS_NFTABLES: u8 = 10;
+/// `NFNL_SUBSYS_CTNETLINK`.
+pub const NFNL_SUBSYS_CTNETLINK: u8 = 1;
 /// `NFNL_MSG_BATCH_BEGIN`.
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 /// `NFNL_MSG_BATCH_END`.
@@ -47,6 +49,10 @@ fn nftables(kind: u8) -> u16 {
     u16::from_be_bytes([NFNL_SUBSYS_NFTABLES, kind])
 }
 
+fn conntrack(kind: u8) -> u16 {
+    u16::from_be_bytes([NFNL_SUBSYS_CTNETLINK, kind])
+}
+
 /// A request for one answer or for a dump. Attributes are written through the [`Writer`] that it derefs to.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -56,17 +62,22 @@ pub struct Request {
 impl Request {
     /// A request for one object of nf_tables: message type (`NFT_MSG_*`) and family (`NFPROTO_*`).
     pub fn get(kind: u8, family: u8) -> Request {
-        Request::new(kind, family, 0)
+        Request::new(nftables(kind), family, 0)
     }
 
     /// A request for all objects.
     pub fn dump(kind: u8, family: u8) -> Request {
-        Request::new(kind, family, NLM_F_DUMP)
+        Request::new(nftables(kind), family, NLM_F_DUMP)
     }
 
-    fn new(kind: u8, family: u8, flags: u16) -> Request {
+    /// A request for all connections of a family: message type `IPCTNL_MSG_CT_*`.
+    pub fn dump_conntrack(kind: u8, family: u8) -> Request {
+        Request::new(conntrack(kind), family, NLM_F_DUMP)
+    }
+
+    fn new(kind: u16, family: u8, flags: u16) -> Request {
         let mut writer = Writer::default();
-        begin(&mut writer, nftables(kind), flags, 0, family, 0);
+        begin(&mut writer, kind, flags, 0, family, 0);
         Request { writer }
     }
 
@@ -88,6 +99,57 @@ impl Deref for Request {
 }
 
 impl DerefMut for Request {
+    fn deref_mut(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+}
+
+/// Messages to conntrack that are sent together; the kernel does each by itself, whatever becomes of the others.
+/// Attributes of the message begun last are written through the [`Writer`] that it derefs to.
+#[derive(Clone, Debug, Default)]
+pub struct Requests {
+    pub(super) writer: Writer,
+    open: usize,
+    messages: usize,
+}
+
+impl Requests {
+    /// Begins a message (`IPCTNL_MSG_CT_*`, `NLM_F_*`, `NFPROTO_*`).
+    pub fn message(&mut self, kind: u8, flags: u16, family: u8) {
+        self.end();
+        self.messages += 1;
+        let sequence = self.messages as u32;
+        self.open = begin(&mut self.writer, conntrack(kind), flags, sequence, family, 0);
+    }
+
+    /// Number of messages.
+    pub fn messages(&self) -> usize {
+        self.messages
+    }
+
+    /// Takes all messages out; the memory stays.
+    pub fn clear(&mut self) {
+        self.writer.bytes.clear();
+        self.writer.too_long = false;
+        (self.open, self.messages) = (0, 0);
+    }
+
+    pub(super) fn end(&mut self) {
+        if self.messages > 0 {
+            end(&mut self.writer, self.open);
+        }
+    }
+}
+
+impl Deref for Requests {
+    type Target = Writer;
+
+    fn deref(&self) -> &Writer {
+        &self.writer
+    }
+}
+
+impl DerefMut for Requests {
     fn deref_mut(&mut self) -> &mut Writer {
         &mut self.writer
     }
@@ -291,6 +353,26 @@ mod tests {
         assert_eq!((message.kind, message.family), (12, 2));
         assert_eq!(message.attributes().next().unwrap().unwrap().u32(), Ok(5));
         assert!(batch.message_bytes(2).is_none() && batch.object(2).is_none());
+    }
+
+    #[test]
+    fn requests_are_framed_one_after_another_and_can_be_cleared() {
+        let mut requests = Requests::default();
+        for round in 0..2 {
+            requests.message(2, 0, 2);
+            requests.u32(12, round);
+            requests.message(2, 0, 10);
+            requests.encoded(1, &[8, 0, 1, 0, 10, 96, 0, 1]);
+            requests.end();
+            let headers: Vec<_> = Messages(&requests.writer.bytes).map(Result::unwrap).collect();
+            let kinds: Vec<_> = headers.iter().map(|h| (h.kind, h.sequence, h.payload.len())).collect();
+            assert_eq!(kinds, [(0x102, 1, 12), (0x102, 2, 16)]);
+            assert_eq!(requests.messages(), 2);
+            let tuple = Message::of(&headers[1]).unwrap().attributes().next().unwrap().unwrap();
+            assert_eq!(tuple.nested().next().unwrap().unwrap().value, [10, 96, 0, 1]);
+            requests.clear();
+        }
+        assert_eq!((requests.messages(), requests.len()), (0, 0));
     }
 
     proptest! {

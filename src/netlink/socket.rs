@@ -12,7 +12,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::{setsockopt_impl, sockopt_impl};
 
 use super::attribute::{Attributes, align};
-use super::message::{Batch, HEADERS, Header, Message, Messages, NLMSG_HDRLEN, Request};
+use super::message::{Batch, HEADERS, Header, Message, Messages, NLMSG_HDRLEN, Request, Requests};
 use super::{Error, Malformed, Refusal};
 
 sockopt_impl!(
@@ -129,6 +129,36 @@ impl Socket {
         }
         self.forget_answers()?;
         self.send(batch.as_bytes())?;
+        let (refusals, lost) = self.refusals(batch.messages())?;
+        if refusals.iter().any(|r| r.message.is_none() && r.errno == Errno::ERESTART) {
+            return Err(Error::Stale);
+        }
+        match lost {
+            _ if !refusals.is_empty() => Err(Error::Refused(refusals)),
+            Some(errno) => Err(Error::Receive(errno)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends requests that are done each by itself; says which the kernel refused. As with [`commit`], all is
+    /// done when `send` returns.
+    ///
+    /// [`commit`]: Socket::commit
+    pub fn execute(&mut self, requests: &mut Requests) -> Result<Vec<Refusal>, Error> {
+        requests.end();
+        if requests.writer.too_long {
+            return Err(Error::AttributeTooLong);
+        }
+        self.forget_answers()?;
+        self.send(&requests.writer.bytes)?;
+        match self.refusals(requests.messages())? {
+            (_, Some(errno)) => Err(Error::Receive(errno)),
+            (refusals, None) => Ok(refusals),
+        }
+    }
+
+    /// What was refused of the messages just sent, and the error when refusals were lost.
+    fn refusals(&mut self, messages: usize) -> Result<(Vec<Refusal>, Option<Errno>), Error> {
         let mut refusals = Vec::new();
         let mut lost = None;
         loop {
@@ -144,18 +174,11 @@ impl Socket {
             for header in Messages(self.buffer.get(..length).unwrap_or_default()) {
                 let header = header?;
                 if header.kind == NLMSG_ERROR {
-                    refusals.extend(refusal(&header, batch.messages())?);
+                    refusals.extend(refusal(&header, messages)?);
                 }
             }
         }
-        if refusals.iter().any(|r| r.message.is_none() && r.errno == Errno::ERESTART) {
-            return Err(Error::Stale);
-        }
-        match lost {
-            _ if !refusals.is_empty() => Err(Error::Refused(refusals)),
-            Some(errno) => Err(Error::Receive(errno)),
-            None => Ok(()),
-        }
+        Ok((refusals, lost))
     }
 
     /// Asks for one object. The answer goes to `read`.

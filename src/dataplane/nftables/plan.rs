@@ -379,6 +379,7 @@ pub fn adopt(observed: &Observed) -> Adopted {
     let mut adopted = Adopted::default();
     let mut sticky: FxHashSet<Key> = FxHashSet::default();
     let mut lists: FxHashMap<Key, [BTreeMap<u32, SocketAddr>; 2]> = FxHashMap::default();
+    let mut sources: FxHashMap<Key, Vec<IpNet>> = FxHashMap::default();
     for (family, table) in observed.iter().filter_map(|(f, t)| Some((f, t.as_ref()?))) {
         adopted.known_slots[*family as usize] = table.sticky_sets;
         for element in &table.elements {
@@ -390,19 +391,32 @@ pub fn adopt(observed: &Observed) -> Adopted {
                 Element::AffinityId(key, _) | Element::LocalAffinityId(key, _) => {
                     sticky.insert(*key);
                 }
+                Element::Service(key, _) => {
+                    // Also those without any endpoint.
+                    lists.entry(*key).or_default();
+                }
+                Element::AllowedSource(key, source) => sources.entry(*key).or_default().push(*source),
                 _ => {}
             }
         }
     }
-    let target = |list: BTreeMap<u32, SocketAddr>| Target::Endpoints(list.into_values().collect());
+    let target = |list: BTreeMap<u32, SocketAddr>| match list.is_empty() {
+        true => Target::Refuse,
+        false => Target::Endpoints(list.into_values().collect()),
+    };
     for (key, [inside, outside]) in lists {
+        let sources = sources.remove(&key).map(|mut sources| {
+            sources.sort_unstable();
+            sources.into()
+        });
+        let mut inside = inside;
         if sticky.contains(&key) {
-            adopted.slots.insert(key, inside.into_iter().collect());
-            continue;
+            adopted.slots.insert(key, std::mem::take(&mut inside).into_iter().collect());
         }
         let outside = (!outside.is_empty()).then(|| target(outside));
-        let (masquerade, sources) = (Masquerade::OffCluster, None);
-        adopted.frontends.insert(key, Frontend { inside: target(inside), outside, masquerade, sources });
+        let (masquerade, draining) = (Masquerade::OffCluster, None);
+        let frontend = Frontend { inside: target(inside), outside, masquerade, sources, draining };
+        adopted.frontends.insert(key, frontend);
     }
     adopted
 }
