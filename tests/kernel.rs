@@ -9,6 +9,10 @@ mod capacity;
 mod conntrack;
 #[path = "kernel/errors.rs"]
 mod errors;
+#[path = "support/events.rs"]
+mod events;
+#[path = "kernel/incremental.rs"]
+mod incremental;
 #[path = "kernel/observe.rs"]
 mod observe;
 #[path = "kernel/rehash.rs"]

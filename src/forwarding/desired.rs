@@ -96,17 +96,20 @@ pub enum SetChange {
     Removed,
 }
 
+/// What was and what is; `None` where there is nothing.
+type Change<T> = (Option<T>, Option<T>);
+
 /// The difference between two states of [`Desired`].
 #[derive(Debug, Default)]
 pub struct Changes {
     /// Frontends before and after; both never equal.
-    pub frontends: BTreeMap<Key, (Option<Frontend>, Option<Frontend>)>,
+    pub frontends: BTreeMap<Key, Change<Frontend>>,
     /// ClusterIPs that came or went.
     pub cluster_ips: BTreeMap<IpAddr, SetChange>,
     /// Addresses of possibly local endpoints that came or went.
     pub hairpin: BTreeMap<IpAddr, SetChange>,
     /// Affinity ids: what stuck to what before and after; both never equal.
-    pub stickies: BTreeMap<u32, (Option<Arc<Sticky>>, Option<Arc<Sticky>>)>,
+    pub stickies: BTreeMap<u32, Change<Arc<Sticky>>>,
     /// Claims newly lost.
     pub conflicts: Vec<Conflict>,
     /// Service ports with more endpoints than can be used.

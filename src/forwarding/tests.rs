@@ -158,7 +158,9 @@ fn families_have_frontends_of_their_own() {
 fn states_and_policies() {
     let cluster = TrafficPolicy::Cluster;
     let local = TrafficPolicy::Local;
-    let cases: &[(TrafficPolicy, TrafficPolicy, &[&str], &str, &str, &str)] = &[
+    type Case =
+        (TrafficPolicy, TrafficPolicy, &'static [&'static str], &'static str, &'static str, &'static str);
+    let cases: &[Case] = &[
         // external, internal, endpoints, NodePort inside, NodePort outside, ClusterIP
         (cluster, cluster, &[], "refuse", "-", "refuse"),
         (local, cluster, &[], "refuse", "-", "refuse"),

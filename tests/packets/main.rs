@@ -35,7 +35,7 @@ use crate::scenarios::SCENARIOS;
 const THREADS: usize = 4;
 
 /// How often failed checks are made again before they count: conntrack entries go just after the rules.
-const REPEATS: usize = 2;
+const REPEATS: usize = 12;
 
 /// Cases of [`NOT_COVERED`] that were run, and whether they passed.
 static NOT_COVERED_SEEN: Mutex<Vec<(String, bool)>> = Mutex::new(Vec::new());
