@@ -123,7 +123,11 @@ pub struct Changes {
 impl Changes {
     /// Whether no rule changes.
     pub fn is_empty(&self) -> bool {
-        self.frontends.is_empty()
+        let same_rules = |change: &(Option<Frontend>, Option<Frontend>)| match change {
+            (Some(before), Some(after)) => before.same_rules(after),
+            (before, after) => before.is_none() && after.is_none(),
+        };
+        self.frontends.values().all(same_rules)
             && self.cluster_ips.is_empty()
             && self.hairpin.is_empty()
             && self.stickies.is_empty()

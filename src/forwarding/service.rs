@@ -117,6 +117,15 @@ impl Frontend {
         targets.into_iter().flatten().flat_map(|target| target.endpoints().map(|(_, endpoint)| endpoint))
     }
 
+    /// Whether two differ in nothing that makes rules: only in what drains.
+    pub fn same_rules(&self, other: &Frontend) -> bool {
+        let Frontend { inside, outside, masquerade, sources, draining: _ } = self;
+        *inside == other.inside
+            && *outside == other.outside
+            && *masquerade == other.masquerade
+            && *sources == other.sources
+    }
+
     /// The endpoints whose connections go on: those that get new ones, and those that still serve.
     pub fn serving(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.endpoints().chain(self.draining.iter().flat_map(|draining| draining.iter().copied()))

@@ -146,6 +146,9 @@ impl Socket {
     /// [`commit`]: Socket::commit
     pub fn execute(&mut self, requests: &mut Requests) -> Result<Vec<Refusal>, Error> {
         requests.end();
+        if requests.messages() == 0 {
+            return Ok(Vec::new());
+        }
         if requests.writer.too_long {
             return Err(Error::AttributeTooLong);
         }
