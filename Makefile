@@ -16,7 +16,7 @@ demo: deps ## a node in a network namespace, the real agent, real connections th
 	$(SUDO) env "PATH=$$PATH" $(CARGO) run --quiet --example demo
 
 test: deps ## every test; needs root for network namespaces
-	$(SUDO) env "PATH=$$PATH" $(CARGO) test --no-fail-fast
+	$(SUDO) env "PATH=$$PATH" $(CARGO) test --no-fail-fast --lib --bins --tests
 
 lint: ## fmt, clippy, licences and sources of dependencies
 	$(CARGO) fmt --check

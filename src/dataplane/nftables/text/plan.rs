@@ -95,7 +95,7 @@ mod tests {
         let mut text = String::new();
         write_plan(&mut text, Family::Ipv4, &steps).unwrap();
         let expected = "\
-add set ip sluice sticky-0 { typeof ip saddr . meta priority; size 65536; flags dynamic,timeout; timeout 3h; }
+add set ip sluice sticky-0 { typeof ip saddr . meta priority; size 262144; flags dynamic,timeout; timeout 3h; }
 add chain ip sluice endpoints-2
 add rule ip sluice endpoints-2 dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
 add rule ip sluice endpoints-2 drop
