@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod api_server;
 mod cleanup;
 mod diff;
 mod dump;

@@ -36,14 +36,20 @@ impl Dump {
     }
 }
 
-/// The objects of the manifests. A file that cannot be read is an error: half the truth would mislead.
+/// The objects of the manifests or of the API server. A file that cannot be read is an error: half the truth would mislead.
 pub fn load(settings: &Settings) -> anyhow::Result<Index> {
-    let mut manifests = Manifests::open(&settings.manifests)?;
-    let load = manifests.load()?;
-    load.warn();
-    anyhow::ensure!(load.broken.is_empty(), "nothing is printed, since a file cannot be read as a whole");
     let mut index = Index::new(settings.config()?.node_name);
-    load.changes.into_iter().for_each(|change| index.apply(change));
+    let changes = match &settings.manifests {
+        Some(path) => {
+            let load = Manifests::open(path)?.load()?;
+            load.warn();
+            let whole = load.broken.is_empty();
+            anyhow::ensure!(whole, "nothing is printed, since a file cannot be read as a whole");
+            load.changes
+        }
+        None => settings.api_server.list(index.node_name())?,
+    };
+    changes.into_iter().for_each(|change| index.apply(change));
     Ok(index)
 }
 

@@ -26,14 +26,17 @@ impl Run {
         let config = self.settings.config()?;
         self.logging.start();
         let plane = Nftables::open()?;
-        let manifests = Manifests::open(&self.settings.manifests)?;
+        let manifests = self.settings.manifests.as_ref().map(Manifests::open).transpose()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
             let (tx, rx) = mpsc::channel(QUEUE);
-            let source = tokio::spawn(manifests.run(tx));
+            let source = match manifests {
+                Some(manifests) => tokio::spawn(manifests.run(tx)),
+                None => tokio::spawn(self.settings.api_server.open(&config.node_name).await?.run(tx)),
+            };
             app::run(Reconciler::new(config, plane), rx).await;
             source.abort();
-        });
-        Ok(())
+            Ok(())
+        })
     }
 }

@@ -11,8 +11,10 @@ use crate::config::{Config, host_name};
 pub struct Settings {
     /// File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API
     /// server. Files of a folder: *.yaml, *.yml, *.json.
-    #[arg(long, value_name = "PATH")]
-    pub manifests: PathBuf,
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "master"])]
+    pub manifests: Option<PathBuf>,
+    #[command(flatten)]
+    pub api_server: super::api_server::ApiServer,
     /// Name of the own Node [default: this host's name].
     #[arg(long, visible_alias = "node-name", value_name = "NAME")]
     pub hostname_override: Option<String>,

@@ -151,7 +151,7 @@ impl Kubernetes {
                     listed.changes.extend(object.change);
                 }
                 match page.metadata.token.filter(|t| !t.is_empty()) {
-                    Some(next) => token = format!("&continue={}", reflector::escape(&next)),
+                    Some(next) => token = format!("&continue={}", request::escape(&next)),
                     None => break,
                 }
             }

@@ -33,14 +33,15 @@ impl Connection {
         master: Option<&str>,
         timing: &Timing,
     ) -> Result<Connection, ConnectionError> {
-        let mut config = match kubeconfig {
-            Some(path) => from_kubeconfig(path).await?,
-            None => Config::incluster()?,
+        let master = master.map(parse_url).transpose()?;
+        let mut config = match (kubeconfig, &master) {
+            (Some(path), _) => from_kubeconfig(path).await?,
+            // Outside of a pod the address alone will do, as for kube-proxy: say, that of `kubectl proxy`.
+            (None, Some(url)) => Config::incluster().unwrap_or_else(|_| Config::new(url.clone())),
+            (None, None) => Config::incluster()?,
         };
-        if let Some(master) = master {
-            let url = master.parse::<http::Uri>().ok().filter(|u| u.host().is_some());
-            let url = url.filter(|u| matches!(u.scheme_str(), Some("http" | "https")));
-            config.cluster_url = url.ok_or_else(|| ConnectionError::Master(master.to_owned()))?;
+        if let Some(url) = master {
+            config.cluster_url = url;
         }
         Connection::new(&config, timing)
     }
@@ -95,6 +96,12 @@ impl Connection {
         let client = Client::new(service, config.default_namespace.clone());
         Ok(Connection { client, url: url.trim_end_matches('/').to_owned(), host })
     }
+}
+
+fn parse_url(master: &str) -> Result<http::Uri, ConnectionError> {
+    let url = master.parse::<http::Uri>().ok().filter(|u| u.host().is_some());
+    url.filter(|u| matches!(u.scheme_str(), Some("http" | "https")))
+        .ok_or_else(|| ConnectionError::Master(master.to_owned()))
 }
 
 async fn from_kubeconfig(path: &Path) -> Result<Config, ConnectionError> {

@@ -16,7 +16,7 @@ pub enum ConnectionError {
         source: kube::config::KubeconfigError,
     },
     /// There is no kubeconfig, and this is no pod.
-    #[error("no --kubeconfig and no service account of a pod: {0}")]
+    #[error("neither --manifests nor --kubeconfig is given, and this is no pod with a service account: {0}")]
     InCluster(#[from] kube::config::InClusterError),
     /// `--master` is no URL.
     #[error("--master {0:?} is not a URL such as https://192.168.0.10:6443")]

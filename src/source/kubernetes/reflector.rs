@@ -218,7 +218,7 @@ impl Reflector {
         let mut token: Option<String> = None;
         loop {
             let query = match &token {
-                Some(token) => format!("{consistent}&continue={}", escape(token)),
+                Some(token) => format!("{consistent}&continue={}", request::escape(token)),
                 None => how.clone(),
             };
             let uri = format!("{}?{query}{}", self.resource.path(), self.resource.selectors());
@@ -428,12 +428,6 @@ impl Reflector {
     }
 }
 
-/// Percent-encodes a continue token.
-pub(super) fn escape(token: &str) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
-    token.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
-}
-
 /// A random time between two, so that nodes that failed together do not come back together.
 pub(super) fn spread(least: Duration, most: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish();
@@ -444,11 +438,6 @@ pub(super) fn spread(least: Duration, most: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tokens_are_escaped() {
-        assert_eq!(escape("a+b/c=="), "a%2Bb%2Fc%3D%3D");
-    }
 
     #[test]
     fn times_are_spread_within_bounds() {

@@ -101,6 +101,12 @@ struct Cause {
     message: Option<String>,
 }
 
+/// Percent-encodes a value of a query.
+pub(super) fn escape(value: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+    value.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
 /// The refusal that a Status, or an error page of something else, says.
 pub(super) fn refusal(text: &str, http_code: u16, retry_after: Option<Duration>) -> Error {
     let status = serde_json::from_str::<Status>(text).unwrap_or_else(|_| {
@@ -209,6 +215,11 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_escaped() {
+        assert_eq!(escape("a+b/c=="), "a%2Bb%2Fc%3D%3D");
+    }
 
     #[test]
     fn a_refusal_keeps_what_the_server_said() {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::convert::{self, Outcome};
 use super::super::{Id, objects};
+use super::request::escape;
 use crate::cluster::{Change, Interner};
 
 /// How many resources there are.
@@ -75,8 +75,7 @@ impl Resource {
                                    &fieldSelector=spec.clusterIP%21%3DNone"
                 .to_owned(),
             Resource::EndpointSlices => "&labelSelector=%21service.kubernetes.io%2Fheadless".to_owned(),
-            // A node's name is a DNS subdomain: nothing in it needs escaping.
-            Resource::Node(name) => format!("&fieldSelector=metadata.name%3D{name}"),
+            Resource::Node(name) => format!("&fieldSelector=metadata.name%3D{}", escape(name)),
             Resource::ServiceCidrs => String::new(),
         }
     }
