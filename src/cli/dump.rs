@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use anyhow::Context;
 use clap::Args;
 
 use super::logging;
@@ -47,16 +46,21 @@ pub fn config(settings: &Settings) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// The objects of the manifests. A file that cannot be read is an error: half the truth would mislead.
+/// The objects of the manifests, or of the API server. A file that cannot be read is an error: half the truth would
+/// mislead.
 pub fn load(settings: &Settings, config: &Config) -> anyhow::Result<Index> {
-    let path = settings.manifests.as_ref();
-    let path = path.context("the API server cannot be used as a source yet; give --manifests PATH")?;
-    let mut manifests = Manifests::open(path)?;
-    let load = manifests.load()?;
-    load.warn();
-    anyhow::ensure!(load.broken.is_empty(), "nothing is printed, since a file cannot be read as a whole");
     let mut index = Index::new(config.node_name.clone());
-    load.changes.into_iter().for_each(|change| index.apply(change));
+    let changes = match &settings.manifests {
+        Some(path) => {
+            let load = Manifests::open(path)?.load()?;
+            load.warn();
+            let whole = load.broken.is_empty();
+            anyhow::ensure!(whole, "nothing is printed, since a file cannot be read as a whole");
+            load.changes
+        }
+        None => super::api_server::list(&config.client, &config.node_name)?,
+    };
+    changes.into_iter().for_each(|change| index.apply(change));
     Ok(index)
 }
 

@@ -10,11 +10,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::api_server;
 use super::logging;
 use super::servers;
 use super::settings::{File, Settings};
 use crate::app;
-use crate::config::{Client, Config};
+use crate::config::Config;
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::dataplane::nftables::Nftables;
@@ -57,8 +58,8 @@ impl Run {
         set_oom_score_adj(config.oom_score_adj);
         raise_file_limit();
         match &self.settings.manifests {
-            Some(path) => self.reconcile(config, file, Manifests::open(path)?),
-            None => from_api_server(&config.client),
+            Some(path) => self.reconcile(config, file, Some(Manifests::open(path)?)),
+            None => self.reconcile(config, file, None),
         }
     }
 
@@ -69,16 +70,25 @@ impl Run {
         Ok(())
     }
 
-    fn reconcile(&self, config: Config, file: Option<File>, manifests: Manifests) -> anyhow::Result<()> {
+    /// From files, or from the API server.
+    fn reconcile(
+        &self,
+        config: Config,
+        file: Option<File>,
+        manifests: Option<Manifests>,
+    ) -> anyhow::Result<()> {
         let plane = Nftables::open()?;
         let metrics = Arc::new(Metrics::new()?);
-        let manifests = manifests.counting(metrics.invalid_objects.clone());
+        let manifests = manifests.map(|m| m.counting(metrics.invalid_objects.clone()));
         let reporting = Reporting::new(metrics);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
             let _servers = servers::start(&config.servers, &reporting, plane.name())?;
             let (tx, rx) = mpsc::channel(QUEUE);
-            let source = tokio::spawn(manifests.run(tx));
+            let source = match manifests {
+                Some(manifests) => tokio::spawn(manifests.run(tx)),
+                None => tokio::spawn(api_server::open(&config.client, &config.node_name).await?.run(tx)),
+            };
             let min_sync_period = config.min_sync_period;
             let mut reconciler = Reconciler::new(config, plane, reporting);
             match Cleaner::start() {
@@ -115,16 +125,6 @@ impl Run {
             }
         }
     }
-}
-
-/// Without `--manifests`, objects come from the API server.
-fn from_api_server(client: &Client) -> anyhow::Result<()> {
-    let server = match (&client.master, &client.kubeconfig) {
-        (Some(url), _) => url.clone(),
-        (None, Some(path)) => format!("that of {}", path.display()),
-        (None, None) => "that of the Pod's service account".into(),
-    };
-    anyhow::bail!("the API server ({server}) cannot be used as a source yet; give --manifests PATH")
 }
 
 /// As a privileged process only; upstream, too, goes on without it.

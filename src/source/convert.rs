@@ -56,6 +56,17 @@ pub enum Outcome<T> {
     Invalid(Invalid),
 }
 
+impl<T> Outcome<T> {
+    /// The same of another type.
+    pub fn map<U>(self, make: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Outcome::Value(value, warnings) => Outcome::Value(make(value), warnings),
+            Outcome::Ignored => Outcome::Ignored,
+            Outcome::Invalid(invalid) => Outcome::Invalid(invalid),
+        }
+    }
+}
+
 /// The namespaced name of an object.
 pub fn name(metadata: &objects::Metadata, names: &mut Interner) -> ObjectName {
     let namespace = if metadata.namespace.is_empty() { DEFAULT_NAMESPACE } else { &metadata.namespace };

@@ -13,13 +13,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use prometheus::IntCounter;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::{info, warn};
 
-use crate::cluster::{Change, Interner, ObjectName};
+use super::Id;
+use crate::cluster::{Change, Interner};
 
 pub use parse::SyntaxError;
 
@@ -95,46 +95,6 @@ impl Load {
             kinds.sort_by_key(|(kind, count)| (std::cmp::Reverse(**count), kind.as_str()));
             let list: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
             info!("skipped {total} objects of other kinds: {}", list.join(", "));
-        }
-    }
-}
-
-/// Which object a change is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Id {
-    Service(ObjectName),
-    EndpointSlice(ObjectName),
-    Node(Arc<str>),
-    ServiceCidr(Arc<str>),
-}
-
-impl Id {
-    fn of(change: &Change) -> Id {
-        match change {
-            Change::Service(name, _) => Id::Service(name.clone()),
-            Change::EndpointSlice(name, _) => Id::EndpointSlice(name.clone()),
-            Change::Node(name, _) => Id::Node(name.clone()),
-            Change::ServiceCidr(name, _) => Id::ServiceCidr(name.clone()),
-        }
-    }
-
-    fn deleted(self) -> Change {
-        match self {
-            Id::Service(name) => Change::Service(name, None),
-            Id::EndpointSlice(name) => Change::EndpointSlice(name, None),
-            Id::Node(name) => Change::Node(name, None),
-            Id::ServiceCidr(name) => Change::ServiceCidr(name, None),
-        }
-    }
-}
-
-impl std::fmt::Display for Id {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Id::Service(name) => write!(f, "Service {name}"),
-            Id::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
-            Id::Node(name) => write!(f, "Node {name}"),
-            Id::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
         }
     }
 }

@@ -19,6 +19,8 @@ pub struct Metadata {
     /// `namespace`; empty in files means `default`.
     #[serde(deserialize_with = "nullable")]
     pub namespace: String,
+    /// `resourceVersion`.
+    pub resource_version: Option<String>,
     /// `creationTimestamp`, RFC 3339.
     pub creation_timestamp: Option<String>,
     /// `labels`.
@@ -318,3 +320,21 @@ pub struct ServiceCidrSpec {
     #[serde(deserialize_with = "nullable")]
     pub cidrs: Vec<String>,
 }
+
+/// What every object has.
+pub trait Object {
+    /// `metadata`.
+    fn metadata(&self) -> &Metadata;
+}
+
+macro_rules! objects {
+    ($($kind:ty),*) => {$(
+        impl Object for $kind {
+            fn metadata(&self) -> &Metadata {
+                &self.metadata
+            }
+        }
+    )*};
+}
+
+objects!(Service, EndpointSlice, Node, ServiceCidr);

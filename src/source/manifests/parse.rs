@@ -109,23 +109,23 @@ fn take(document: Value, list_kind: Option<&Header>, parsed: &mut Parsed, names:
     match (version.as_str(), kind.as_str()) {
         ("v1", "Service") => typed(object, "Service", parsed, |o: &objects::Service| {
             let name = convert::name(&o.metadata, names);
-            (name.to_string(), map(convert::service(o, names), |s| Change::Service(name, Some(s))))
+            (name.to_string(), convert::service(o, names).map(|s| Change::Service(name, Some(s))))
         }),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             typed(object, "EndpointSlice", parsed, |o: &objects::EndpointSlice| {
                 let name = convert::name(&o.metadata, names);
                 let outcome = convert::endpoint_slice(o, names);
-                (name.to_string(), map(outcome, |s| Change::EndpointSlice(name, Some(s))))
+                (name.to_string(), outcome.map(|s| Change::EndpointSlice(name, Some(s))))
             });
         }
         ("v1", "Node") => typed(object, "Node", parsed, |o: &objects::Node| {
-            let outcome = map(convert::node(o, names), |n| Change::Node(n.name.clone(), Some(n)));
+            let outcome = convert::node(o, names).map(|n| Change::Node(n.name.clone(), Some(n)));
             (o.metadata.name.clone(), outcome)
         }),
         ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => {
             typed(object, "ServiceCIDR", parsed, |o: &objects::ServiceCidr| {
                 let outcome = convert::service_cidr(o, names);
-                (o.metadata.name.clone(), map(outcome, |c| Change::ServiceCidr(c.name.clone(), Some(c))))
+                (o.metadata.name.clone(), outcome.map(|c| Change::ServiceCidr(c.name.clone(), Some(c))))
             });
         }
         (_, "") => {
@@ -144,14 +144,6 @@ fn take(document: Value, list_kind: Option<&Header>, parsed: &mut Parsed, names:
                 .push(format!("an EndpointSlice of discovery.k8s.io/v1beta1 is left out: {remedy}"));
         }
         (_, other) => *parsed.skipped.entry(other.to_owned()).or_default() += 1,
-    }
-}
-
-fn map<T>(outcome: Outcome<T>, make: impl FnOnce(T) -> Change) -> Outcome<Change> {
-    match outcome {
-        Outcome::Value(value, warnings) => Outcome::Value(make(value), warnings),
-        Outcome::Ignored => Outcome::Ignored,
-        Outcome::Invalid(invalid) => Outcome::Invalid(invalid),
     }
 }
 

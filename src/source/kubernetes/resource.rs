@@ -1,0 +1,203 @@
+//! The four resources: where they are, which of their objects are asked for, and what an object says.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::super::convert::{self, Outcome};
+use super::super::{Id, objects};
+use super::request::escape;
+use crate::cluster::{Change, Interner};
+
+/// How many resources there are.
+pub(super) const COUNT: usize = 4;
+
+/// A resource to watch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Resource {
+    Services,
+    EndpointSlices,
+    /// The Node of this name.
+    Node(Arc<str>),
+    ServiceCidrs,
+}
+
+impl Resource {
+    /// The resources' names, by [`index`](Resource::index).
+    pub(super) const NAMES: [&'static str; COUNT] = ["services", "endpointslices", "nodes", "servicecidrs"];
+    /// The bits of those without which nothing may be programmed.
+    pub(super) const REQUIRED: u8 = 0b0111;
+
+    pub(super) fn all(node: &Arc<str>) -> [Resource; COUNT] {
+        [Resource::Services, Resource::EndpointSlices, Resource::Node(node.clone()), Resource::ServiceCidrs]
+    }
+
+    pub(super) fn index(&self) -> usize {
+        match self {
+            Resource::Services => 0,
+            Resource::EndpointSlices => 1,
+            Resource::Node(_) => 2,
+            Resource::ServiceCidrs => 3,
+        }
+    }
+
+    pub(super) fn bit(&self) -> u8 {
+        1 << self.index()
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        Resource::NAMES[self.index()]
+    }
+
+    /// The API group; the core group is empty.
+    pub(super) fn group(&self) -> &'static str {
+        match self {
+            Resource::Services | Resource::Node(_) => "",
+            Resource::EndpointSlices => "discovery.k8s.io",
+            Resource::ServiceCidrs => "networking.k8s.io",
+        }
+    }
+
+    pub(super) fn path(&self) -> &'static str {
+        match self {
+            Resource::Services => "/api/v1/services",
+            Resource::EndpointSlices => "/apis/discovery.k8s.io/v1/endpointslices",
+            Resource::Node(_) => "/api/v1/nodes",
+            Resource::ServiceCidrs => "/apis/networking.k8s.io/v1/servicecidrs",
+        }
+    }
+
+    /// The selectors, percent-encoded; as kube-proxy's. Headless Services and their slices never travel.
+    pub(super) fn selectors(&self) -> String {
+        match self {
+            Resource::Services => "&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name\
+                                   &fieldSelector=spec.clusterIP%21%3DNone"
+                .to_owned(),
+            Resource::EndpointSlices => "&labelSelector=%21service.kubernetes.io%2Fheadless".to_owned(),
+            Resource::Node(name) => format!("&fieldSelector=metadata.name%3D{}", escape(name)),
+            Resource::ServiceCidrs => String::new(),
+        }
+    }
+
+    /// What an object says.
+    pub(super) fn read(&self, raw: &str, names: &mut Interner) -> Object {
+        match self {
+            Resource::Services => self.typed(raw, names, |o: &objects::Service, names| {
+                convert::service(o, names).map(|s| Change::Service(s.name.clone(), Some(s)))
+            }),
+            Resource::EndpointSlices => self.typed(raw, names, |o: &objects::EndpointSlice, names| {
+                convert::endpoint_slice(o, names).map(|s| Change::EndpointSlice(s.name.clone(), Some(s)))
+            }),
+            Resource::Node(_) => self.typed(raw, names, |o: &objects::Node, names| {
+                convert::node(o, names).map(|n| Change::Node(n.name.clone(), Some(n)))
+            }),
+            Resource::ServiceCidrs => self.typed(raw, names, |o: &objects::ServiceCidr, names| {
+                convert::service_cidr(o, names).map(|c| Change::ServiceCidr(c.name.clone(), Some(c)))
+            }),
+        }
+    }
+
+    /// An object that is not what its kind says is left out alone: its neighbours are parsed on their own.
+    fn typed<T: DeserializeOwned + objects::Object>(
+        &self,
+        raw: &str,
+        names: &mut Interner,
+        convert: impl FnOnce(&T, &mut Interner) -> Outcome<Change>,
+    ) -> Object {
+        let object: T = match serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(raw)) {
+            Ok(object) => object,
+            Err(error) => {
+                let metadata = bare_metadata(raw);
+                let id = self.id(&metadata, names);
+                let warning = format!("{id} is left out: {}: {}", error.path().clone(), error.into_inner());
+                let version = metadata.resource_version.unwrap_or_default();
+                return Object { id, version, change: None, warnings: vec![warning], skipped: true };
+            }
+        };
+        let id = self.id(object.metadata(), names);
+        let version = object.metadata().resource_version.clone().unwrap_or_default();
+        let (change, warnings, skipped) = match convert(&object, names) {
+            Outcome::Value(change, warnings) => {
+                (Some(change), warnings.iter().map(|w| format!("{id}: {w}")).collect(), false)
+            }
+            Outcome::Ignored => (None, vec![], false),
+            Outcome::Invalid(invalid) => (None, vec![format!("{id} is left out: {invalid}")], true),
+        };
+        Object { id, version, change, warnings, skipped }
+    }
+
+    fn id(&self, metadata: &objects::Metadata, names: &mut Interner) -> Id {
+        match self {
+            Resource::Services => Id::Service(convert::name(metadata, names)),
+            Resource::EndpointSlices => Id::EndpointSlice(convert::name(metadata, names)),
+            Resource::Node(_) => Id::Node(names.intern(&metadata.name)),
+            Resource::ServiceCidrs => Id::ServiceCidr(names.intern(&metadata.name)),
+        }
+    }
+}
+
+/// What an object says.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) id: Id,
+    /// `metadata.resourceVersion`.
+    pub(super) version: String,
+    /// The value; `None` where there is none for this proxy.
+    pub(super) change: Option<Change>,
+    /// What is left out: parts of the object, or where `skipped` all of it.
+    pub(super) warnings: Vec<String>,
+    pub(super) skipped: bool,
+}
+
+/// As much of the metadata as can be read of an object that cannot be read as a whole.
+fn bare_metadata(raw: &str) -> objects::Metadata {
+    let object: Value = serde_json::from_str(raw).unwrap_or_default();
+    let word = |key: &str| object.pointer(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    objects::Metadata {
+        name: word("/metadata/name"),
+        namespace: word("/metadata/namespace"),
+        resource_version: Some(word("/metadata/resourceVersion")),
+        ..objects::Metadata::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(resource: Resource, raw: &str) -> Object {
+        resource.read(raw, &mut Interner::default())
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let raw =
+            r#"{"metadata":{"name":"web","namespace":"demo","resourceVersion":"7"},"spec":{"ports":5}}"#;
+        let object = read(Resource::Services, raw);
+        assert!(object.skipped && object.change.is_none());
+        assert_eq!(object.id.to_string(), "Service demo/web");
+        assert_eq!(object.version, "7");
+        assert!(object.warnings[0].starts_with("Service demo/web is left out: spec.ports: "), "{object:?}");
+    }
+
+    #[test]
+    fn bad_metadata_hides_nothing_but_itself() {
+        let raw = r#"{"metadata":{"name":"web","namespace":"demo","resourceVersion":"7","labels":"none"}}"#;
+        let object = read(Resource::EndpointSlices, raw);
+        assert_eq!(
+            (object.id.to_string().as_str(), object.version.as_str()),
+            ("EndpointSlice demo/web", "7")
+        );
+        assert!(object.skipped);
+        // Not even an object.
+        assert!(read(Resource::Node("n".into()), "[1]").skipped);
+    }
+
+    #[test]
+    fn what_is_for_others_is_ignored_in_silence() {
+        let raw = r#"{"metadata":{"name":"h","namespace":"demo"},"spec":{"clusterIP":"None"}}"#;
+        let object = read(Resource::Services, raw);
+        assert!(object.change.is_none() && object.warnings.is_empty() && !object.skipped);
+    }
+}

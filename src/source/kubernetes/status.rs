@@ -1,0 +1,90 @@
+//! What can be measured of the connection to the API server.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use super::resource::{COUNT, Resource};
+
+/// How the watches are doing; shared with whoever shows it.
+#[derive(Debug)]
+pub struct ApiStatus {
+    start: Instant,
+    /// Milliseconds from `start` to the last byte from the API server, plus one; 0: there was none.
+    contact: AtomicU64,
+    restarts: [AtomicU64; COUNT],
+    lists: [AtomicU64; COUNT],
+    skipped: AtomicU64,
+    listed: AtomicU8,
+    /// Whether HTTP/2 is spoken, whose pings tell a dead connection from a quiet one.
+    pings: AtomicBool,
+}
+
+impl Default for ApiStatus {
+    fn default() -> ApiStatus {
+        ApiStatus {
+            start: Instant::now(),
+            contact: AtomicU64::new(0),
+            restarts: Default::default(),
+            lists: Default::default(),
+            skipped: AtomicU64::new(0),
+            listed: AtomicU8::new(0),
+            pings: AtomicBool::new(false),
+        }
+    }
+}
+
+impl ApiStatus {
+    /// Time since the API server last sent anything; `None` before it ever did.
+    pub fn since_contact(&self) -> Option<Duration> {
+        let at = Duration::from_millis(self.contact.load(Relaxed).checked_sub(1)?);
+        Some(self.start.elapsed().saturating_sub(at))
+    }
+
+    /// How many watches ended before their time or could not be started, by resource.
+    pub fn restarts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Resource::NAMES.into_iter().zip(self.restarts.iter().map(|n| n.load(Relaxed)))
+    }
+
+    /// How many complete lists were received, by resource; the first is no sign of trouble.
+    pub fn lists(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Resource::NAMES.into_iter().zip(self.lists.iter().map(|n| n.load(Relaxed)))
+    }
+
+    /// How often an object was left out as a whole because it makes no sense.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Relaxed)
+    }
+
+    /// Whether all that must be known before rules may be written was listed.
+    pub fn synced(&self) -> bool {
+        self.listed.load(SeqCst) & Resource::REQUIRED == Resource::REQUIRED
+    }
+
+    pub(super) fn contact(&self, version: Option<http::Version>) {
+        self.contact.store(self.start.elapsed().as_millis() as u64 + 1, Relaxed);
+        if let Some(version) = version {
+            self.pings.store(version == http::Version::HTTP_2, Relaxed);
+        }
+    }
+
+    pub(super) fn pings(&self) -> bool {
+        self.pings.load(Relaxed)
+    }
+
+    pub(super) fn restarted(&self, resource: &Resource) {
+        self.restarts[resource.index()].fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn skip(&self) {
+        self.skipped.fetch_add(1, Relaxed);
+    }
+
+    /// A resource was listed completely; whether with it all is known for the first time.
+    pub(super) fn listed(&self, resource: &Resource) -> bool {
+        self.lists[resource.index()].fetch_add(1, Relaxed);
+        let bit = resource.bit();
+        let before = self.listed.fetch_or(bit, SeqCst);
+        let complete = |bits| bits & Resource::REQUIRED == Resource::REQUIRED;
+        complete(before | bit) && !complete(before)
+    }
+}
