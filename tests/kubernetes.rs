@@ -48,6 +48,15 @@ fn change(server: &ApiServer, n: u16) {
     server.apply(Kind::Nodes, node(agent::NODE, &format!("198.18.1.{}", n % 250)));
 }
 
+/// Waits until each resource is watched once; a watch that the client left ends with the next event.
+async fn all_watched(agent: &mut Agent, server: &ApiServer) {
+    let watched = |_: &Agent| {
+        server.disturb(Disturbance::Bookmark);
+        server.watches() == 4
+    };
+    agent.until("four open watches", watched).await;
+}
+
 async fn follows(server: ApiServer, http2: bool) {
     server.faults().token = Some("secret".to_owned());
     populate(&server);
@@ -108,7 +117,7 @@ async fn every_disturbance_of_a_watch_is_survived() {
         Disturbance::Bookmark,
     ];
     for (n, disturbance) in (10..).zip(disturbances) {
-        agent.until("four open watches", |_| server.watches() == 4).await;
+        all_watched(&mut agent, &server).await;
         let before = server.asked().len();
         let quiet = matches!(disturbance, Disturbance::Bookmark);
         server.disturb(disturbance.clone());
@@ -116,7 +125,7 @@ async fn every_disturbance_of_a_watch_is_survived() {
         change(&server, n);
         agent.converged(&server, &format!("after {disturbance:?}")).await;
         // And with the change in the midst of it.
-        agent.until("four open watches", |_| server.watches() == 4).await;
+        all_watched(&mut agent, &server).await;
         change(&server, n + 100);
         server.disturb(disturbance.clone());
         change(&server, n + 200);
@@ -135,7 +144,7 @@ async fn what_was_deleted_meanwhile_goes() {
         populate(&server);
         let mut agent = Agent::start(&server).await;
         agent.converged(&server, "at the start").await;
-        server.go_down();
+        server.go_down().await;
         server.delete(Kind::Services, "demo", "svc4");
         server.delete(Kind::EndpointSlices, "demo", "svc5-abc");
         server.delete(Kind::Nodes, "", agent::NODE);
@@ -271,7 +280,7 @@ async fn silence_is_noticed() {
         populate(&server);
         let mut agent = Agent::start(&server).await;
         agent.converged(&server, "at the start").await;
-        agent.until("four open watches", |_| server.watches() == 4).await;
+        all_watched(&mut agent, &server).await;
         server.go_silent();
         change(&server, 1);
         agent.converged(&server, "after silence").await;
@@ -284,7 +293,7 @@ async fn a_restored_etcd_is_listed_anew() {
     populate(&server);
     let mut agent = Agent::start(&server).await;
     agent.converged(&server, "at the start").await;
-    server.go_down();
+    server.go_down().await;
     server.store(|store| store.restore(20));
     server.delete(Kind::Services, "demo", "svc6");
     server.come_up();

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 pub use connection::Connection;
 pub use error::{ConnectionError, Error};
@@ -118,7 +118,13 @@ impl Kubernetes {
             tasks.spawn(Reflector::new(shared.clone(), resource).run());
         }
         drop(shared);
-        while tasks.join_next().await.is_some() {}
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                // Without one of its resources the source would lie by silence: it ends as a whole.
+                error!(%error, "a watch ended by a bug");
+                return;
+            }
+        }
     }
 
     /// Lists everything once. Half of it would mislead, so any failure is one of the whole.

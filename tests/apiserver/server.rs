@@ -21,6 +21,7 @@ use hyper_util::server::conn::auto;
 use serde_json::Value;
 use tokio::net::TcpSocket;
 use tokio::sync::watch as channel;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -98,7 +99,7 @@ pub struct ApiServer {
     inner: Arc<Inner>,
     address: SocketAddr,
     tls: Option<(TlsAcceptor, String)>,
-    running: Option<channel::Sender<()>>,
+    running: Option<(channel::Sender<()>, JoinHandle<()>)>,
 }
 
 impl ApiServer {
@@ -147,9 +148,8 @@ impl ApiServer {
         let listener = socket.listen(64).expect("a listener");
         self.address = listener.local_addr().expect("an address");
         let (running, stop) = channel::channel(());
-        self.running = Some(running);
         let (inner, acceptor) = (self.inner.clone(), self.tls.as_ref().map(|(acceptor, _)| acceptor.clone()));
-        tokio::spawn(async move {
+        let listening = tokio::spawn(async move {
             let mut stopped = stop.clone();
             loop {
                 let (stream, _) = tokio::select! {
@@ -165,11 +165,15 @@ impl ApiServer {
                 });
             }
         });
+        self.running = Some((running, listening));
     }
 
     /// Closes all connections and the port.
-    pub fn go_down(&mut self) {
-        self.running = None;
+    pub async fn go_down(&mut self) {
+        if let Some((running, listening)) = self.running.take() {
+            drop(running);
+            listening.await.expect("a listener that ends when it is told to");
+        }
     }
 
     pub fn url(&self) -> String {

@@ -57,7 +57,7 @@ async fn an_outage_is_one_line_and_its_end_another() {
     populate(&server);
     let mut agent = Agent::start(&server).await;
     agent.converged(&server, "at the start").await;
-    server.go_down();
+    server.go_down().await;
     agent.until("many tries", |a| a.restarts().values().all(|n| *n > 6)).await;
     assert_eq!(log.lines("does not serve").len(), 1, "{:?}", log.lines(""));
     assert!(log.lines("does not serve")[0].contains("check that the API server runs"));
@@ -111,7 +111,7 @@ async fn a_bad_object_is_named_once() {
     populate(&server);
     let mut agent = Agent::start(&server).await;
     agent.converged(&server, "at the start").await;
-    server.go_down();
+    server.go_down().await;
     server.store(|store| store.compact());
     server.come_up();
     agent.until("a second list", |a| a.lists()["services"] == 2).await;

@@ -72,7 +72,7 @@ fn write(server: &ApiServer, random: &mut Random) {
     }
 }
 
-fn fault(server: &mut ApiServer, random: &mut Random) {
+async fn fault(server: &mut ApiServer, random: &mut Random) {
     let kind = Kind::ALL[random.below(4) as usize];
     match random.below(14) {
         0 | 1 => server.disturb(Disturbance::Cut),
@@ -82,11 +82,11 @@ fn fault(server: &mut ApiServer, random: &mut Random) {
         5 => server.disturb(Disturbance::Expired),
         6 => server.disturb(Disturbance::InternalError),
         7 => {
-            server.go_down();
+            server.go_down().await;
             server.come_up();
         }
         8 => {
-            server.go_down();
+            server.go_down().await;
             server.store(|store| store.compact());
             server.come_up();
         }
@@ -134,7 +134,7 @@ async fn ten_thousand_events_among_faults() {
     for _ in 0..EVENTS {
         write(&server, &mut random);
         if random.below(FAULT_EVERY) == 0 {
-            fault(&mut server, &mut random);
+            fault(&mut server, &mut random).await;
             faults += 1;
             // Some faults show only if they are given time to, others only if they are not.
             if random.below(2) == 0 {

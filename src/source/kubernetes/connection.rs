@@ -56,7 +56,7 @@ impl Connection {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(timing.connect));
         // For HTTP/1.1, which has no pings: the kernel finds out that the peer is gone.
-        tcp.set_keepalive(Some(timing.ping));
+        tcp.set_keepalive(Some(timing.ping.max(Duration::from_secs(1))));
         tcp.set_keepalive_interval(Some(Duration::from_secs(5)));
         tcp.set_keepalive_retries(Some(3));
         let tls = hyper_rustls::HttpsConnectorBuilder::new()
