@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
         Command::Dump(dump) => dump.execute(),
         Command::Diff(diff) => {
             return diff.execute().unwrap_or_else(|error| {
-                eprintln!("sluice: {error:#}");
+                eprintln!("sluice: {}", in_full(&error));
                 ExitCode::from(2)
             });
         }
@@ -72,10 +72,22 @@ pub fn main() -> ExitCode {
         // Whoever closed the pipe early (`sluice dump | head`) has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sluice: {error:#}");
+            eprintln!("sluice: {}", in_full(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, each said once: many say their cause themselves.
+fn in_full(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text.extend([colon, &cause]);
+        }
+    }
+    text
 }
 
 /// The name under which the program is `sluice run`, so that a DaemonSet needs only another image.

@@ -42,12 +42,28 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Why rules could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The kernel lets only those with `CAP_NET_ADMIN` read or write rules.
+    #[error("the kernel refuses to show or change rules (EPERM): this needs root, or CAP_NET_ADMIN")]
+    NotPermitted,
     /// The kernel could not be talked to.
     #[error(transparent)]
-    Netlink(#[from] netlink::Error),
+    Netlink(netlink::Error),
     /// The kernel refused steps of a plan; nothing was changed.
     #[error("{}{}", .0.first().map_or_else(String::new, Refused::to_string), more(.0))]
     Refused(Vec<Refused>),
+}
+
+impl From<netlink::Error> for Error {
+    fn from(error: netlink::Error) -> Error {
+        let permitted = |r: &netlink::Refusal| r.errno != Errno::EPERM;
+        match &error {
+            netlink::Error::Request(Errno::EPERM) | netlink::Error::Send { errno: Errno::EPERM, .. } => {
+                Error::NotPermitted
+            }
+            netlink::Error::Refused(refusals) if !refusals.iter().all(permitted) => Error::NotPermitted,
+            _ => Error::Netlink(error),
+        }
+    }
 }
 
 fn more(refused: &[Refused]) -> String {
@@ -73,8 +89,8 @@ pub struct Nftables {
 }
 
 impl Nftables {
-    /// Opens a socket in the network namespace of the calling thread. Reading needs no privilege, writing needs
-    /// `CAP_NET_ADMIN`.
+    /// Opens a socket in the network namespace of the calling thread. Reading and writing need `CAP_NET_ADMIN` in
+    /// the user namespace that owns it.
     pub fn open() -> Result<Nftables, Error> {
         Ok(Nftables {
             socket: Socket::open()?,
@@ -143,7 +159,7 @@ impl Nftables {
     /// Sends a batch; refusals come back with the steps that they are about.
     fn commit(&mut self, tables: &encode::Plan, batch: &Batch) -> Result<(), Error> {
         match self.socket.commit(batch) {
-            Err(netlink::Error::Refused(refusals)) => {
+            Err(netlink::Error::Refused(refusals)) if refusals.iter().all(|r| r.errno != Errno::EPERM) => {
                 let refused = refusals.iter().map(|r| encode::refused(tables, batch, r)).collect();
                 Err(Error::Refused(refused))
             }
