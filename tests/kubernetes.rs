@@ -413,3 +413,26 @@ async fn everything_can_be_listed_once() {
     let error = source.list().await.expect_err("no half truth").to_string();
     assert!(error.contains("403 Forbidden") && error.contains("discovery.k8s.io"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn dump_says_the_same_of_a_server_and_of_files() {
+    let server = ApiServer::tls(true).await;
+    server.faults().token = Some("secret".to_owned());
+    populate(&server);
+    let objects: Vec<Value> = server.store(|store| store.objects().cloned().collect());
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = agent::write_manifests(folder.path(), &objects);
+    let dump = |flag: &str, path: std::path::PathBuf| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command.args(["dump", "--hostname-override", agent::NODE, flag]).arg(path);
+        tokio::task::block_in_place(|| command.output()).expect("sluice runs")
+    };
+    let of_server = dump("--kubeconfig", agent::kubeconfig(&server));
+    let of_files = dump("--manifests", files);
+    assert!(of_server.status.success() && of_files.status.success(), "{of_server:?}");
+    assert!(!of_server.stdout.is_empty() && of_server.stdout == of_files.stdout, "{of_server:?}");
+    server.faults().token = Some("another".to_owned());
+    let refused = dump("--kubeconfig", agent::kubeconfig(&server));
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && refused.stdout.is_empty() && told.contains("401"), "{told}");
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +37,8 @@ pub fn timing() -> Timing {
     }
 }
 
-/// Connects by a kubeconfig with a CA file and a token file.
-pub async fn connect(server: &ApiServer) -> Kubernetes {
+/// Writes a kubeconfig with a CA file and a token file.
+pub fn kubeconfig(server: &ApiServer) -> PathBuf {
     let folder = tempfile::tempdir().expect("a folder");
     let (ca, token, config) =
         (folder.path().join("ca.crt"), folder.path().join("token"), folder.path().join("kubeconfig"));
@@ -54,9 +55,15 @@ pub async fn connect(server: &ApiServer) -> Kubernetes {
         "users": [{"name": "u", "user": {"tokenFile": token}}],
     });
     std::fs::write(&config, kubeconfig.to_string()).expect("a kubeconfig");
-    let connection = Connection::open(Some(&config), None, &timing()).await.expect("a usable kubeconfig");
-    // kube reads the files again from time to time.
+    // The files are read again from time to time.
     _ = folder.keep();
+    config
+}
+
+/// Connects by a kubeconfig.
+pub async fn connect(server: &ApiServer) -> Kubernetes {
+    let config = kubeconfig(server);
+    let connection = Connection::open(Some(&config), None, &timing()).await.expect("a usable kubeconfig");
     Kubernetes::new(connection, NODE, timing())
 }
 
@@ -151,11 +158,17 @@ pub fn expected(server: &ApiServer) -> Index {
     index_of(&objects)
 }
 
-pub fn index_of(objects: &[Value]) -> Index {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("objects.json");
+/// Writes objects to a file of this folder.
+pub fn write_manifests(folder: &Path, objects: &[Value]) -> PathBuf {
+    let path = folder.join("objects.json");
     let list = json!({"kind": "List", "apiVersion": "v1", "items": objects});
     std::fs::write(&path, list.to_string()).expect("a file");
+    path
+}
+
+pub fn index_of(objects: &[Value]) -> Index {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = write_manifests(folder.path(), objects);
     let load = Manifests::open(&path).and_then(|mut m| m.load()).expect("a readable file");
     assert!(load.broken.is_empty(), "{:?}", load.broken);
     let mut index = Index::new(NODE);
