@@ -71,7 +71,7 @@ fn measure(services: u32) -> Result<String, Box<dyn std::error::Error>> {
     let anew = observed.values().flatten().any(|table| table.difference.is_some());
     if anew {
         plane.apply(&plan)?;
-    } else if plan.len() != 0 {
+    } else if !plan.is_empty() {
         return Err(format!("{} steps are left", plan.len()).into());
     }
     let restart = start.elapsed();
