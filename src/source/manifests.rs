@@ -73,11 +73,6 @@ pub struct Load {
 }
 
 impl Load {
-    /// Whether anything was read, or there is anything to say.
-    fn is_quiet(&self) -> bool {
-        self.files == 0 && self.broken.is_empty() && self.warnings.is_empty() && self.changes.is_empty()
-    }
-
     /// Logs what an operator should know.
     pub fn warn(&self) {
         for Broken { path, problem } in &self.broken {
@@ -111,7 +106,8 @@ fn stamp(path: &Path) -> io::Result<Stamp> {
 struct File {
     stamp: Option<Stamp>,
     ids: FxHashSet<Id>,
-    broken: bool,
+    /// What is wrong with it, as it was last said.
+    broken: Option<String>,
 }
 
 /// The files of one path, and what they said when they were last read.
@@ -213,12 +209,14 @@ impl Manifests {
         let parsed = match parsed {
             Ok(parsed) => parsed,
             Err(problem) => {
-                file.broken = true;
-                load.broken.push(Broken { path: path.to_owned(), problem });
+                if file.broken.as_ref() != Some(&problem) {
+                    file.broken = Some(problem.clone());
+                    load.broken.push(Broken { path: path.to_owned(), problem });
+                }
                 return;
             }
         };
-        if std::mem::take(&mut file.broken) {
+        if file.broken.take().is_some() {
             load.mended.push(path.to_owned());
         }
         load.files += 1;

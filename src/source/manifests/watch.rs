@@ -49,7 +49,7 @@ impl Manifests {
                     if first && self.files.is_empty() {
                         warn!(path = %self.path.display(), "there are no *.yaml, *.yml or *.json files yet");
                     }
-                    let quiet = load.is_quiet() && !first;
+                    let quiet = load.changes.is_empty() && !first;
                     first = false;
                     let batch = Batch { changes: load.changes, synced: true };
                     if !quiet && out.send(batch).await.is_err() {
