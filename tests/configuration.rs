@@ -105,7 +105,7 @@ fn under_the_name_kube_proxy_it_runs() {
     assert!(text(&call(&["--help"]).stdout).contains("Usage: kube-proxy [OPTIONS]"));
     let output = call(&["--kubeconfig=/etc/kubeconfig", "--proxy-mode=nftables"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("give --manifests PATH"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("--kubeconfig /etc/kubeconfig: "), "{}", text(&output.stderr));
     assert_eq!(call(&["dump"]).status.code(), Some(2), "no positional arguments");
 }
 

@@ -29,7 +29,7 @@ fn from_scratch(index: &Index) -> Observed {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
     fn incremental_equals_from_scratch(batches in batches(1..40)) {

@@ -110,6 +110,38 @@ impl Slots {
 #[derive(Debug, Default)]
 pub(super) struct Ids(FxHashSet<u32>);
 
+/// The ids that a Service port may have, the first free one of which it gets.
+fn candidates(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    scope: Scope,
+) -> impl Iterator<Item = u32> + use<> {
+    let mut hasher = FxHasher::default();
+    (&*service.name.namespace, &*service.name.name, service.created).hash(&mut hasher);
+    (&*port.name, port.protocol, family, scope).hash(&mut hasher);
+    let ids = std::iter::repeat_with(move || {
+        1u8.hash(&mut hasher);
+        let hash = hasher.finish();
+        (hash ^ (hash >> 32)) as u32
+    });
+    // The id travels as packet priority, which nft prints as MAJOR:MINOR or, for all zeroes and all ones, as a word.
+    ids.filter(|id| id & 0xffff != 0 && id >> 16 != 0 && *id != u32::MAX)
+}
+
+/// Whether the ids that a key has in the kernel, of both scopes, are those of this Service port: two Services may claim
+/// a key, and then it has the slots of one of them.
+pub(super) fn is_of(ids: [Option<u32>; 2], service: &Service, port: &ServicePort, family: Family) -> bool {
+    [(Scope::Cluster, ids[0]), (Scope::Local, ids[1]), (Scope::Local, ids[0])].into_iter().any(
+        |(scope, id)| {
+            // Two collisions in a row are not to be expected.
+            id.is_some_and(|id| {
+                candidates(service, port, family, scope).take(3).any(|candidate| candidate == id)
+            })
+        },
+    )
+}
+
 impl Ids {
     pub(super) fn allocate(
         &mut self,
@@ -118,19 +150,8 @@ impl Ids {
         family: Family,
         scope: Scope,
     ) -> u32 {
-        let mut hasher = FxHasher::default();
-        (&*service.name.namespace, &*service.name.name, service.created).hash(&mut hasher);
-        (&*port.name, port.protocol, family, scope).hash(&mut hasher);
-        loop {
-            let hash = hasher.finish();
-            let id = (hash ^ (hash >> 32)) as u32;
-            // The id travels as packet priority, which nft prints as MAJOR:MINOR or, for all zeroes and all
-            // ones, as a word.
-            if id & 0xffff != 0 && id >> 16 != 0 && id != u32::MAX && self.0.insert(id) {
-                return id;
-            }
-            1u8.hash(&mut hasher);
-        }
+        // There are more candidates than Services.
+        candidates(service, port, family, scope).find(|id| self.0.insert(*id)).unwrap_or(1)
     }
 
     pub(super) fn release(&mut self, ids: impl Iterator<Item = u32>) {

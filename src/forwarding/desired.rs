@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::affinity::{Ids, PortKey, PortSlots, Slots, Sticky};
+use super::affinity::{Ids, PortKey, PortSlots, Slots, Sticky, is_of};
 use super::service::{Before, Forwarding, Frontend, FrontendKind, Target, addresses, forward};
 use super::{Key, NodeView, Settings};
 use crate::cluster::{Family, Index, ObjectName, Service};
@@ -40,6 +40,8 @@ pub struct Adopted {
     pub frontends: FxHashMap<Key, Frontend>,
     /// The slots of keys with affinity.
     pub slots: FxHashMap<Key, Vec<(u32, SocketAddr)>>,
+    /// The affinity ids of each key, for all and for traffic from outside under the Local policy.
+    pub ids: FxHashMap<Key, [Option<u32>; 2]>,
     /// How many slots there are in each family: in those, clients may be remembered.
     pub known_slots: [u32; 2],
 }
@@ -322,8 +324,11 @@ impl Desired {
                 // Each address of the port has those that may be reached through it; the slots are the same.
                 let keys = addresses(service, &self.node, port, family, *cluster_ip)
                     .map(|(address, number, _)| Key { address, protocol: port.protocol, port: number });
-                let live: Vec<_> =
-                    keys.filter_map(|k| self.adopted.slots.get(&k)).flatten().copied().collect();
+                let own = |key: &Key| {
+                    self.adopted.ids.get(key).is_some_and(|ids| is_of(*ids, service, port, family))
+                };
+                let lists = keys.filter(own).filter_map(|k| self.adopted.slots.get(&k));
+                let live: Vec<_> = lists.flatten().copied().collect();
                 if !live.is_empty() {
                     let known = self.adopted.known_slots[family as usize];
                     let key = (family, port.protocol, port.name.clone());

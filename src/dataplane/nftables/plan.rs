@@ -377,7 +377,6 @@ impl Usage {
 /// The endpoint lists and slots that the tables hold, for [`Desired::adopting`].
 pub fn adopt(observed: &Observed) -> Adopted {
     let mut adopted = Adopted::default();
-    let mut sticky: FxHashSet<Key> = FxHashSet::default();
     let mut lists: FxHashMap<Key, [BTreeMap<u32, SocketAddr>; 2]> = FxHashMap::default();
     let mut sources: FxHashMap<Key, Vec<IpNet>> = FxHashMap::default();
     for (family, table) in observed.iter().filter_map(|(f, t)| Some((f, t.as_ref()?))) {
@@ -388,9 +387,8 @@ pub fn adopt(observed: &Observed) -> Adopted {
                     let list = usize::from(*index >= LOCAL_OFFSET);
                     lists.entry(*key).or_default()[list].insert(*index, *endpoint);
                 }
-                Element::AffinityId(key, _) | Element::LocalAffinityId(key, _) => {
-                    sticky.insert(*key);
-                }
+                Element::AffinityId(key, id) => adopted.ids.entry(*key).or_default()[0] = Some(*id),
+                Element::LocalAffinityId(key, id) => adopted.ids.entry(*key).or_default()[1] = Some(*id),
                 Element::Service(key, _) => {
                     // Also those without any endpoint.
                     lists.entry(*key).or_default();
@@ -410,7 +408,7 @@ pub fn adopt(observed: &Observed) -> Adopted {
             sources.into()
         });
         let mut inside = inside;
-        if sticky.contains(&key) {
+        if adopted.ids.contains_key(&key) {
             adopted.slots.insert(key, std::mem::take(&mut inside).into_iter().collect());
         }
         let outside = (!outside.is_empty()).then(|| target(outside));
