@@ -131,7 +131,7 @@ fn what_has_no_effect_is_one_line() {
     let expected = [
         "ignored, since there is a --config: --masquerade-all, --conntrack-min",
         "has no effect here: clientConnection.acceptContentTypes, clientConnection.contentType, enableProfiling, \
-         winkernel.networkName,",
+         conntrack.maxPerCore,",
         "feature gates that are unknown here: SomethingElse",
         "NodePorts are not served on loopback addresses",
     ];
