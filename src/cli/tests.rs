@@ -120,11 +120,12 @@ fn help_shows_what_matters() {
     let help = |line: &str| run(line).expect_err("help").to_string();
     let run = help("sluice run --help");
     for shown in
-        ["Traffic:", "Connection tracking:", "--manifests", "--conntrack-min", "--feature-gates", "--config"]
+        ["Traffic:", "HTTP servers:", "--manifests", "--masquerade-all", "--feature-gates", "--config"]
     {
         assert!(run.contains(shown), "{shown}\n{run}");
     }
-    for hidden in ["--healthz-port", "--network-name", "--kube-api-qps", "--ipvs-scheduler", "--boot-id-file"]
+    for hidden in
+        ["--healthz-port", "--network-name", "--kube-api-qps", "--ipvs-scheduler", "--conntrack-min"]
     {
         assert!(!run.contains(hidden), "{hidden}\n{run}");
     }
