@@ -68,7 +68,8 @@ fn binary() -> Result<PathBuf> {
 }
 
 fn demonstrate(manifests: &Path, log: &Path) -> Result<()> {
-    let options = AgentOptions::new(&binary()?, &serde_json::Map::new())?;
+    let config = serde_json::Map::new();
+    let options = AgentOptions { binary: binary()?, source: agent::Source::Manifests, config };
     let topology = Topology::build(PodNetwork::Routed)?;
     println!("A node 198.18.0.11 with the pods pod1 10.128.0.65, pod2 10.128.0.129 and pod3 10.128.0.193;");
     println!("a client outside, 198.18.0.100; and the other nodes' pods, 10.128.1.x and 10.128.2.x.");

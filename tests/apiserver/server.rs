@@ -7,6 +7,7 @@ mod watch;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -18,7 +19,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
@@ -181,9 +182,23 @@ impl ApiServer {
         format!("{scheme}://{}", self.address)
     }
 
-    /// The CA's certificate, as PEM.
-    pub fn authority(&self) -> Option<&str> {
-        self.tls.as_ref().map(|(_, pem)| pem.as_str())
+    /// Writes a kubeconfig to this folder, with a CA file and a file that has the token `secret`.
+    pub fn write_kubeconfig(&self, folder: &Path) -> std::io::Result<PathBuf> {
+        let (ca, token, config) = (folder.join("ca.crt"), folder.join("token"), folder.join("kubeconfig"));
+        std::fs::write(&token, "secret")?;
+        let mut cluster = json!({"server": self.url()});
+        if let Some((_, pem)) = &self.tls {
+            std::fs::write(&ca, pem)?;
+            cluster["certificate-authority"] = json!(ca);
+        }
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+            "clusters": [{"name": "k", "cluster": cluster}],
+            "users": [{"name": "u", "user": {"tokenFile": token}}],
+        });
+        std::fs::write(&config, kubeconfig.to_string())?;
+        Ok(config)
     }
 
     pub fn faults(&self) -> MutexGuard<'_, Faults> {

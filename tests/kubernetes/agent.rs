@@ -40,21 +40,7 @@ pub fn timing() -> Timing {
 /// Writes a kubeconfig with a CA file and a token file.
 pub fn kubeconfig(server: &ApiServer) -> PathBuf {
     let folder = tempfile::tempdir().expect("a folder");
-    let (ca, token, config) =
-        (folder.path().join("ca.crt"), folder.path().join("token"), folder.path().join("kubeconfig"));
-    std::fs::write(&token, "secret").expect("a token file");
-    let mut cluster = json!({"server": server.url()});
-    if let Some(pem) = server.authority() {
-        std::fs::write(&ca, pem).expect("a CA file");
-        cluster["certificate-authority"] = json!(ca);
-    }
-    let kubeconfig = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": cluster}],
-        "users": [{"name": "u", "user": {"tokenFile": token}}],
-    });
-    std::fs::write(&config, kubeconfig.to_string()).expect("a kubeconfig");
+    let config = server.write_kubeconfig(folder.path()).expect("a kubeconfig");
     // The files are read again from time to time.
     _ = folder.keep();
     config

@@ -9,50 +9,121 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::netns::Namespace;
 
+const CLUSTER_CIDR: &str = "10.128.0.0/16,fd00:10:128::/48";
+const HEALTHZ: &str = "0.0.0.0:10256";
+const METRICS: &str = "0.0.0.0:10249";
+
+/// Where the agent has its objects and its configuration from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Files of manifests, and flags.
+    Manifests,
+    /// An API server, and a configuration file.
+    ApiServer,
+}
+
 /// How the agent is started.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AgentOptions {
     /// The program.
     pub binary: PathBuf,
-    /// Its flags, in kube-proxy's names.
-    pub flags: Vec<String>,
+    /// Where it has its objects from.
+    pub source: Source,
+    /// What differs from the configuration that the cases were recorded with, in KubeProxyConfiguration's form.
+    pub config: Map<String, Value>,
 }
 
 impl AgentOptions {
-    /// The configuration that the cases were recorded with, and what `config` changes in it. Its keys are those
-    /// of KubeProxyConfiguration.
+    /// The command line in a lab's directory; the configuration file is written there.
     ///
     /// # Errors
-    /// On a key that has no flag here.
-    pub fn new(binary: &Path, config: &serde_json::Map<String, Value>) -> Result<Self> {
-        let mut cluster_cidr = String::from("10.128.0.0/16,fd00:10:128::/48");
-        let mut flags = vec![String::from("--hostname-override=node1")];
-        for (key, value) in flatten(config) {
-            let flag = match key.as_str() {
-                "clusterCIDR" => {
-                    cluster_cidr = value;
-                    continue;
-                }
-                "nftables.masqueradeAll" => "--masquerade-all",
-                "detectLocalMode" => "--detect-local-mode",
-                "detectLocal.bridgeInterface" => "--pod-bridge-interface",
-                "detectLocal.interfaceNamePrefix" => "--pod-interface-name-prefix",
-                "nodePortAddresses" => "--nodeport-addresses",
-                _ => bail!("config: no flag is known for {key}"),
-            };
-            flags.push(format!("{flag}={value}"));
+    /// On a key that has no flag here, or when the file cannot be written.
+    pub fn arguments(&self, directory: &Path) -> Result<Vec<String>> {
+        match self.source {
+            Source::Manifests => {
+                let mut arguments = flags(&self.config)?;
+                arguments.push(format!("--manifests={}", directory.display()));
+                Ok(arguments)
+            }
+            Source::ApiServer => {
+                let mut configuration = recorded(&directory.join("kubeconfig"));
+                merge(&mut configuration, &Value::Object(self.config.clone()));
+                let path = directory.join("config.conf");
+                fs::write(&path, serde_json::to_string_pretty(&configuration)?)?;
+                Ok(vec![format!("--config={}", path.display())])
+            }
         }
-        flags.push(format!("--cluster-cidr={cluster_cidr}"));
-        Ok(Self { binary: binary.to_owned(), flags })
+    }
+}
+
+/// The configuration that the cases were recorded with.
+fn recorded(kubeconfig: &Path) -> Value {
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "hostnameOverride": "node1",
+        "clusterCIDR": CLUSTER_CIDR,
+        "clientConnection": {"kubeconfig": kubeconfig},
+        "nftables": {"minSyncPeriod": "0s", "syncPeriod": "30s"},
+        "conntrack": {"maxPerCore": 0},
+        "healthzBindAddress": HEALTHZ,
+        "metricsBindAddress": METRICS,
+    })
+}
+
+/// The same as flags, and what `config` changes in it.
+fn flags(config: &Map<String, Value>) -> Result<Vec<String>> {
+    let mut cluster_cidr = CLUSTER_CIDR.to_owned();
+    let mut flags = vec![
+        String::from("--hostname-override=node1"),
+        format!("--healthz-bind-address={HEALTHZ}"),
+        format!("--metrics-bind-address={METRICS}"),
+    ];
+    for (key, value) in flatten(config) {
+        let flag = match key.as_str() {
+            "clusterCIDR" => {
+                cluster_cidr = value;
+                continue;
+            }
+            "nftables.masqueradeAll" => "--masquerade-all",
+            "detectLocalMode" => "--detect-local-mode",
+            "detectLocal.bridgeInterface" => "--pod-bridge-interface",
+            "detectLocal.interfaceNamePrefix" => "--pod-interface-name-prefix",
+            "nodePortAddresses" => "--nodeport-addresses",
+            _ => bail!("config: no flag is known for {key}"),
+        };
+        flags.push(format!("{flag}={value}"));
+    }
+    flags.push(format!("--cluster-cidr={cluster_cidr}"));
+    Ok(flags)
+}
+
+/// Applies a JSON merge patch (RFC 7396).
+pub fn merge(target: &mut Value, patch: &Value) {
+    let Some(changes) = patch.as_object() else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Some(map) = target.as_object_mut() else { return };
+    for (key, value) in changes {
+        if value.is_null() {
+            map.remove(key);
+        } else {
+            merge(map.entry(key.clone()).or_insert(Value::Null), value);
+        }
     }
 }
 
 /// Scalars by their path, lists joined with commas.
-fn flatten(map: &serde_json::Map<String, Value>) -> Vec<(String, String)> {
+fn flatten(map: &Map<String, Value>) -> Vec<(String, String)> {
     let mut flat = Vec::new();
     for (key, value) in map {
         match value {
@@ -80,18 +151,17 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts it in `node` on the manifests in a directory; its log is appended to `log`.
+    /// Starts it in `node` on the objects in a lab's directory or their server; its log is appended to `log`.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(node: &Namespace, options: &AgentOptions, manifests: &Path, log: &Path) -> Result<Self> {
+    pub fn start(node: &Namespace, options: &AgentOptions, directory: &Path, log: &Path) -> Result<Self> {
+        let arguments = options.arguments(directory)?;
         let output = File::options().create(true).append(true).open(log)?;
         let child = node.enter(|| {
             Command::new(&options.binary)
                 .arg("run")
-                .arg("--manifests")
-                .arg(manifests)
-                .args(&options.flags)
+                .args(&arguments)
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
                 .stderr(output)

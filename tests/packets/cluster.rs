@@ -1,37 +1,68 @@
-//! The objects of the cluster as a directory of manifests, changed as an API server would.
+//! The objects of the cluster, as a directory of manifests or in an API server.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use crate::agent::{Source, merge};
+use crate::apiserver::{ApiServer, Kind};
+use crate::netns::Namespace;
+use crate::server::runtime;
 
 /// The ClusterIPs of the service that tells when a change is in effect.
 pub const SENTINEL: [&str; 2] = ["10.96.255.254", "fd00:10:96::fffe"];
-/// Its port.
-pub const SENTINEL_PORT: u16 = 4711;
+/// Its ports are from here on.
+const SENTINEL_PORT: u16 = 4711;
 
-/// The objects, and the directory that they are written to.
-#[derive(Debug)]
+/// The objects, and where they are written to.
 pub struct Cluster {
     directory: PathBuf,
+    server: Option<Server>,
     objects: Vec<Value>,
     sentinel: u16,
 }
 
+/// An API server, and what was written to it.
+struct Server {
+    server: ApiServer,
+    written: Vec<Value>,
+}
+
+/// What tells that a change is in effect.
+#[derive(Clone, Debug)]
+pub struct Sentinel {
+    /// The service's port.
+    pub port: u16,
+    /// Its endpoint in each family.
+    pub endpoints: [String; 2],
+}
+
 impl Cluster {
-    /// Three nodes, the service CIDRs, and the sentinel.
+    /// Three nodes, the service CIDRs, and the sentinel. An API server listens on `node`'s loopback address; its
+    /// kubeconfig is in the directory.
     ///
     /// # Errors
     /// When the directory cannot be made.
-    pub fn new(directory: &Path) -> Result<Self> {
+    pub fn new(directory: &Path, source: Source, node: &Namespace) -> Result<Self> {
         fs::create_dir_all(directory)?;
-        let mut cluster = Self { directory: directory.to_owned(), objects: Vec::new(), sentinel: 0 };
+        let server = match source {
+            Source::Manifests => None,
+            Source::ApiServer => {
+                // A socket belongs to the namespace of the thread that makes it.
+                let server = node.enter(|| Ok(runtime().block_on(ApiServer::tls(true))))?;
+                server.faults().token = Some(String::from("secret"));
+                server.write_kubeconfig(directory)?;
+                Some(Server { server, written: Vec::new() })
+            }
+        };
+        let mut cluster = Self { directory: directory.to_owned(), server, objects: Vec::new(), sentinel: 0 };
         cluster.reset();
         Ok(cluster)
     }
 
-    /// Where the manifests are.
+    /// Where the manifests or the kubeconfig are.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -87,13 +118,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Writes everything with the sentinel's next endpoints, and returns these.
-    ///
-    /// One file replaced by a rename: the agent reads all of the change or nothing, the sentinel's included.
+    /// Writes everything with the sentinel's next port and endpoints, and returns these.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub fn write(&mut self) -> Result<[String; 2]> {
+    /// When a file cannot be written.
+    pub fn write(&mut self) -> Result<Sentinel> {
         // An IPv6 range has room to give every write an address of its own: what an agent left in the kernel a
         // hundred writes ago is not taken for the last one.
         self.sentinel = self.sentinel.wrapping_add(1);
@@ -103,6 +132,18 @@ impl Cluster {
             let slice = sentinel_slice(index, endpoint);
             self.apply("sentinel", &slice)?;
         }
+        // An API server tells of Services and of slices apart: each has to be seen.
+        let port = SENTINEL_PORT + number % 1000;
+        self.apply("sentinel", &sentinel_service(port))?;
+        match &mut self.server {
+            Some(server) => server.write(&self.objects),
+            None => self.write_file()?,
+        }
+        Ok(Sentinel { port, endpoints })
+    }
+
+    /// One file replaced by a rename: the agent reads all of the change or nothing, the sentinel's included.
+    fn write_file(&self) -> Result<()> {
         let mut text = String::new();
         for object in &self.objects {
             // JSON is YAML, and leaves no doubt about what is a string.
@@ -111,12 +152,52 @@ impl Cluster {
         let temporary = self.directory.join(".cluster.yaml.new");
         fs::write(&temporary, text)?;
         fs::rename(&temporary, self.directory.join("cluster.yaml"))?;
-        Ok(endpoints)
+        Ok(())
     }
 
     fn find(&mut self, wanted: &[String; 3]) -> Option<&mut Value> {
         self.objects.iter_mut().find(|object| identity(object) == *wanted)
     }
+}
+
+impl Server {
+    /// Deletes and applies what is not as it was written last; the sentinel comes after everything else of its kind.
+    fn write(&mut self, objects: &[Value]) {
+        self.server.store(|store| {
+            for old in &self.written {
+                let [kind, namespace, name] = identity(old);
+                if let Some(kind) = resource(&kind).filter(|_| !contains(objects, old)) {
+                    store.delete(kind, &namespace, &name);
+                }
+            }
+            let changed = objects.iter().filter(|object| !self.written.contains(object));
+            let (sentinel, others): (Vec<_>, Vec<_>) =
+                changed.partition(|object| object["metadata"]["namespace"] == "sentinel");
+            for object in others.into_iter().chain(sentinel) {
+                let kind = object["kind"].as_str().and_then(resource);
+                // The agent asks for no other kinds, and the file source skips them.
+                if let Some(kind) = kind {
+                    store.apply(kind, object.clone());
+                }
+            }
+        });
+        self.written = objects.to_vec();
+    }
+}
+
+fn resource(kind: &str) -> Option<Kind> {
+    Some(match kind {
+        "Service" => Kind::Services,
+        "EndpointSlice" => Kind::EndpointSlices,
+        "Node" => Kind::Nodes,
+        "ServiceCIDR" => Kind::ServiceCidrs,
+        _ => return None,
+    })
+}
+
+fn contains(objects: &[Value], wanted: &Value) -> bool {
+    let wanted = identity(wanted);
+    objects.iter().any(|object| identity(object) == wanted)
 }
 
 fn named(namespace: &str, kind: &str, name: &str) -> [String; 3] {
@@ -154,24 +235,6 @@ fn complete(namespace: &str, object: &Value) -> Result<Value> {
     Ok(complete)
 }
 
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(changes) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    let Some(map) = target.as_object_mut() else { return };
-    for (key, value) in changes {
-        if value.is_null() {
-            map.remove(key);
-        } else {
-            merge(map.entry(key.clone()).or_insert(Value::Null), value);
-        }
-    }
-}
-
 fn base() -> Vec<Value> {
     let mut objects = vec![json!({
         "apiVersion": "networking.k8s.io/v1",
@@ -197,19 +260,21 @@ fn base() -> Vec<Value> {
             ]},
         }));
     }
-    objects.push(json!({
-        "apiVersion": "v1",
+    objects
+}
+
+fn sentinel_service(port: u16) -> Value {
+    json!({
         "kind": "Service",
-        "metadata": {"name": "sentinel", "namespace": "sentinel"},
+        "metadata": {"name": "sentinel"},
         "spec": {
             "clusterIP": SENTINEL[0],
             "clusterIPs": SENTINEL,
             "ipFamilies": ["IPv4", "IPv6"],
             "ipFamilyPolicy": "RequireDualStack",
-            "ports": [{"name": "t", "port": SENTINEL_PORT, "targetPort": 7070, "protocol": "TCP"}],
+            "ports": [{"name": "t", "port": port, "targetPort": 7070, "protocol": "TCP"}],
         },
-    }));
-    objects
+    })
 }
 
 fn sentinel_slice(index: usize, endpoint: &str) -> Value {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::agent::{Agent, AgentOptions, log_tail};
-use crate::cluster::{Cluster, SENTINEL, SENTINEL_PORT};
+use crate::cluster::{Cluster, SENTINEL};
 use crate::probe::{Client, Protocol, Target};
 use crate::server::runtime;
 use crate::topology::{PodNetwork, Topology};
@@ -24,7 +24,6 @@ const SETTLE: Duration = Duration::from_secs(10);
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// Everything a case needs.
-#[derive(Debug)]
 pub struct Lab {
     // The agent ends before the namespaces go.
     agent: Option<Agent>,
@@ -48,11 +47,12 @@ impl Lab {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("sluice-packets-{}-{number}", std::process::id()));
         fs::create_dir_all(&directory)?;
+        let topology = Topology::build(pod_network)?;
         let mut lab = Self {
             agent: None,
+            cluster: Cluster::new(&directory.join("cluster"), options.source, &topology.node)?,
             options,
-            cluster: Cluster::new(&directory.join("manifests"))?,
-            topology: Topology::build(pod_network)?,
+            topology,
             directory,
             keep_directory: false,
             empty: BTreeMap::new(),
@@ -74,8 +74,8 @@ impl Lab {
     /// # Errors
     /// When it cannot be started.
     pub fn start_agent(&mut self) -> Result<()> {
-        let (node, manifests) = (&self.topology.node, self.cluster.directory());
-        self.agent = Some(Agent::start(node, &self.options, manifests, &self.log())?);
+        let (node, directory) = (&self.topology.node, self.cluster.directory());
+        self.agent = Some(Agent::start(node, &self.options, directory, &self.log())?);
         Ok(())
     }
 
@@ -104,25 +104,24 @@ impl Lab {
         self.begin()
     }
 
-    /// Writes the objects and waits until packets meet them: the sentinel's new endpoints, written in the same
-    /// file, answer in both families.
+    /// Writes the objects and waits until packets meet them: the sentinel's new endpoints, written last, answer at
+    /// its new port in both families.
     ///
     /// # Errors
     /// When they do not within ten seconds, or the agent ended.
     pub fn settle(&mut self) -> Result<Duration> {
-        let endpoints = self.cluster.write()?;
+        let sentinel = self.cluster.write()?;
         let written = Instant::now();
-        for (service, endpoint) in SENTINEL.iter().zip(&endpoints) {
-            self.await_sentinel(service, endpoint, written)?;
+        for (service, endpoint) in SENTINEL.iter().zip(&sentinel.endpoints) {
+            let address = SocketAddr::new(service.parse()?, sentinel.port);
+            self.await_sentinel(address, SocketAddr::new(endpoint.parse()?, 7070), written)?;
         }
         Ok(written.elapsed())
     }
 
-    fn await_sentinel(&mut self, service: &str, endpoint: &str, written: Instant) -> Result<()> {
-        let address = SocketAddr::new(service.parse()?, SENTINEL_PORT);
+    fn await_sentinel(&mut self, address: SocketAddr, wanted: SocketAddr, written: Instant) -> Result<()> {
         let target = Target { address, protocol: Protocol::Tcp };
         let client = Client { namespace: self.topology.node.clone(), source: None };
-        let wanted = SocketAddr::new(endpoint.parse()?, 7070);
         loop {
             let seen = runtime().block_on(client.attempts(target, 1, true, Duration::from_millis(150)))?;
             if seen.endpoints.contains_key(&wanted) {
@@ -240,9 +239,10 @@ impl Lab {
             Err(error) => format!("(not listed: {error:#})"),
         };
         format!(
-            "rules of the node: {rules}\nobjects: {}\nagent's flags: {}\nend of the agent's log:\n{}",
+            "rules of the node: {rules}\nobjects or kubeconfig: {}\nagent: {:?}, {}\nend of the agent's log:\n{}",
             self.cluster.directory().display(),
-            self.options.flags.join(" "),
+            self.options.source,
+            Value::Object(self.options.config.clone()),
             log_tail(&self.log())
         )
     }
@@ -286,11 +286,12 @@ static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
 pub fn take(options: AgentOptions) -> Result<Lab> {
     let waiting = {
         let mut pool = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let same = pool.iter().position(|lab| lab.options.flags == options.flags);
-        same.or_else(|| pool.len().checked_sub(1)).map(|index| pool.swap_remove(index))
+        let same = pool.iter().position(|lab| lab.options == options);
+        let similar = || pool.iter().rposition(|lab| lab.options.source == options.source);
+        same.or_else(similar).map(|index| pool.swap_remove(index))
     };
     match waiting {
-        Some(lab) if lab.options.flags == options.flags => Ok(lab),
+        Some(lab) if lab.options == options => Ok(lab),
         Some(mut lab) => {
             lab.reconfigure(options)?;
             Ok(lab)

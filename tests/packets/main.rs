@@ -1,9 +1,13 @@
 //! Real packets through the real agent: a node, its pods and clients out of network namespaces.
 //!
-//! Each case of `testdata/cases` is a test of its name: `cargo test --test packets -- NAME`. Needs root,
+//! Each case of `testdata/cases` is a test of its name, `cargo test --test packets -- NAME`, and once more with the
+//! prefix `api::`, where the agent has its objects from an API server and its configuration from a file. Needs root,
 //! iproute2, nft and conntrack, and fails without.
 
 mod agent;
+#[path = "../apiserver/server.rs"]
+#[allow(dead_code)]
+mod apiserver;
 mod case;
 mod cluster;
 mod lab;
@@ -23,9 +27,8 @@ use std::sync::atomic::Ordering;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use serde_json::{Map, Value};
 
-use crate::agent::AgentOptions;
+use crate::agent::{AgentOptions, Source};
 use crate::case::Case;
 use crate::lab::Lab;
 use crate::not_covered::{HTTP_CHECKS, NOT_COVERED};
@@ -65,12 +68,15 @@ fn main() -> ExitCode {
 fn trials() -> Result<Vec<Trial>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/cases");
     let cases = case::read_all(&directory)?;
-    let cases = cases.into_iter().map(|(file, case)| {
+    let sources = [(Source::Manifests, ""), (Source::ApiServer, "api::")];
+    let each = |source: (Source, &'static str)| cases.iter().cloned().map(move |case| (source, case));
+    let cases = sources.into_iter().flat_map(each).map(|((source, prefix), (file, case))| {
         let name = case.name.clone();
         let repeats = if is_covered(&name) { REPEATS } else { 0 };
         // With nothing to count it could not fail.
         let only_http = HTTP_CHECKS.is_some() && only_http(&case);
-        trial(&file, &name, move || run_case(&case, repeats)).with_ignored_flag(only_http)
+        let group = format!("{prefix}{file}");
+        trial(&group, &name, move || run_case(&case, source, repeats)).with_ignored_flag(only_http)
     });
     let scenarios = SCENARIOS.iter().map(|scenario| trial("scenarios", scenario.name, || scenario.run()));
     Ok(scenarios.chain(cases).collect())
@@ -100,8 +106,8 @@ fn trial(group: &str, name: &str, run: impl FnOnce() -> Result<()> + Send + 'sta
     })
 }
 
-fn run_case(case: &Case, repeats: usize) -> Result<()> {
-    let options = options(&case.config)?;
+fn run_case(case: &Case, source: Source, repeats: usize) -> Result<()> {
+    let options = AgentOptions { binary: binary(), source, config: case.config.clone() };
     // What a case changes on the node besides the agent's rules stays in a lab of its own.
     let own_lab = case.topology.bridge || changes_node(case);
     let mut lab = if own_lab { Lab::start(options, case.topology.network())? } else { lab::take(options)? };
@@ -117,17 +123,6 @@ fn run_case(case: &Case, repeats: usize) -> Result<()> {
 
 fn changes_node(case: &Case) -> bool {
     !case.nft.is_empty() || case.steps.iter().any(|step| !step.nft.is_empty())
-}
-
-/// What the agent is started with. The addresses of the HTTP servers are those of the recordings; an agent without
-/// such servers does not know their flags.
-fn options(config: &Map<String, Value>) -> Result<AgentOptions> {
-    let mut options = AgentOptions::new(&binary(), config)?;
-    if HTTP_CHECKS.is_none() {
-        let flags = ["--healthz-bind-address=0.0.0.0:10256", "--metrics-bind-address=0.0.0.0:10249"];
-        options.flags.extend(flags.map(str::to_owned));
-    }
-    Ok(options)
 }
 
 /// The agent under test: `SLUICE` names another build of it.

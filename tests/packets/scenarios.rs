@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 
+use crate::agent::{AgentOptions, Source};
 use crate::case::Case;
 use crate::lab::Lab;
 use crate::probe::{Client, Observation, PATIENCE, Session};
@@ -42,7 +43,8 @@ impl Scenario {
     /// With what went wrong and where to look.
     pub fn run(&self) -> Result<()> {
         let config: Map<String, Value> = serde_json::from_value((self.config)())?;
-        let mut lab = Lab::start(crate::options(&config)?, crate::topology::PodNetwork::Routed)?;
+        let options = AgentOptions { binary: crate::binary(), source: Source::Manifests, config };
+        let mut lab = Lab::start(options, crate::topology::PodNetwork::Routed)?;
         (self.run)(&mut lab).map_err(|error| anyhow!("{error:#}\n{}", lab.report()))
     }
 }
