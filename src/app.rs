@@ -14,6 +14,8 @@ use crate::source::Batch;
 const DRIFT_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the host's addresses are looked at.
 const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the log says that the own Node is waited for.
+const NODE_INTERVAL: Duration = Duration::from_secs(10);
 /// After a failed sync: the first and the longest time to the next try.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
@@ -44,8 +46,11 @@ pub async fn run<D: DataPlane>(
     // The next commit may not be before this.
     let mut not_before = Instant::now();
     let mut waiting = false;
+    // What is missing of the Node, and when the log says it again.
+    let mut missing: Option<(Instant, &'static str)> = None;
     loop {
         let retry_at = retry.map(|(at, _)| at);
+        let say_again = missing.map(|(at, _)| at);
         tokio::select! {
             biased;
             () = terminate.wait() => {
@@ -67,7 +72,8 @@ pub async fn run<D: DataPlane>(
             }
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
             () = sleep_until(not_before), if waiting => {}
-            _ = drift.tick(), if complete && retry.is_none() => {
+            () = sleep_until(say_again.unwrap_or_else(Instant::now)), if say_again.is_some() => {}
+            _ = drift.tick(), if complete && missing.is_none() && retry.is_none() => {
                 if Instant::now() < look_again || !disturbed(&mut reconciler) {
                     continue;
                 }
@@ -82,6 +88,10 @@ pub async fn run<D: DataPlane>(
         }
         if complete {
             reconciler.listed();
+            missing = reconciler.missing_node().map(|what| say(what, reconciler.node_name(), missing));
+            if missing.is_some() {
+                continue;
+            }
         }
         // Nothing is touched before the source has said everything once, nor before a retry is due.
         if !complete || retry.is_some_and(|(at, _)| Instant::now() < at) {
@@ -107,6 +117,17 @@ pub async fn run<D: DataPlane>(
                 retry = Some((Instant::now() + wait, wait));
                 error!(%error, retry_ms = wait.as_millis() as u64, "sync failed");
             }
+        }
+    }
+}
+
+/// Says what of the Node is missing, if that is new or it is time to; returns what was said and when to say it again.
+fn say(missing: &'static str, node: &str, said: Option<(Instant, &'static str)>) -> (Instant, &'static str) {
+    match said.filter(|(next, what)| *what == missing && Instant::now() < *next) {
+        Some(said) => said,
+        None => {
+            info!(node, "waiting for the own Node before any rules are written: {missing}");
+            (Instant::now() + NODE_INTERVAL, missing)
         }
     }
 }

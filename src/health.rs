@@ -39,6 +39,8 @@ pub struct Status {
 struct State {
     listed: bool,
     node: NodeState,
+    /// The first sync waits for the own Node.
+    node_missing: bool,
     last_synced: Option<SystemTime>,
     /// The oldest change that is not in rules.
     waiting_since: Option<Instant>,
@@ -65,9 +67,14 @@ impl Status {
     /// Services and EndpointSlices have been listed: from now on their rules are waited for.
     pub fn listed(&self, now: Instant) {
         let mut state = self.state();
-        if !std::mem::replace(&mut state.listed, true) {
+        if !std::mem::replace(&mut state.listed, true) && !state.node_missing {
             state.waiting_since = Some(now);
         }
+    }
+
+    /// Whether the first sync waits for the own Node.
+    pub fn wait_for_node(&self, missing: bool) {
+        self.state().node_missing = missing;
     }
 
     /// What is known of the own Node.
@@ -80,11 +87,11 @@ impl Status {
         };
     }
 
-    /// A change came that has to become rules, or a sync starts. Before everything is listed nothing becomes rules,
-    /// however long that takes: a restart would not help.
+    /// A change came that has to become rules, or a sync starts. Before everything is listed and the Node is known
+    /// nothing becomes rules, however long that takes: a restart would not help.
     pub fn queued(&self, now: Instant) {
         let mut state = self.state();
-        if state.listed {
+        if state.listed && !state.node_missing {
             state.waiting_since.get_or_insert(now);
         }
     }
@@ -136,7 +143,7 @@ impl Status {
             ("services listed", state.listed),
             ("endpointslices listed", state.listed),
             // Without an API server there may be no Node; then its absence is known after listing.
-            ("node known", state.node != NodeState::Unknown || state.listed),
+            ("node known", !state.node_missing && (state.node != NodeState::Unknown || state.listed)),
             ("first sync done", state.last_synced.is_some()),
         ];
         let mut body: String = checks

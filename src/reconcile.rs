@@ -26,6 +26,8 @@ pub struct Reconciler<D> {
     /// The next full sync is due to rules that another program changed.
     drift: bool,
     conntrack: Option<Cleaner>,
+    /// The first sync has to wait for the own Node.
+    node_required: bool,
 }
 
 /// What one sync did.
@@ -56,7 +58,32 @@ impl<D: DataPlane> Reconciler<D> {
             reporting,
             drift: false,
             conntrack: None,
+            node_required: false,
         }
+    }
+
+    /// The first sync is to wait for the own Node with an address: where a source has Nodes, rules without its
+    /// addresses, zone and podCIDRs would only have to be replaced.
+    pub fn require_node(&mut self) {
+        self.node_required = true;
+        self.reporting.status.wait_for_node(true);
+    }
+
+    /// What the first sync waits for, of the own Node.
+    pub fn missing_node(&self) -> Option<&'static str> {
+        match self.index.node() {
+            _ if !self.node_required => None,
+            None => Some("there is no such Node"),
+            Some(node) if node.addresses.is_empty() => {
+                Some("its status has no address of type InternalIP or ExternalIP")
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// The own Node's name.
+    pub fn node_name(&self) -> &str {
+        &self.config.node_name
     }
 
     /// Connections that a sync makes stale are deleted from now on.
@@ -66,6 +93,7 @@ impl<D: DataPlane> Reconciler<D> {
 
     /// The source has said everything once.
     pub fn listed(&self) {
+        self.reporting.status.wait_for_node(self.missing_node().is_some());
         self.reporting.status.listed(Instant::now());
     }
 
@@ -179,6 +207,8 @@ impl<D: DataPlane> Reconciler<D> {
             self.reporting.metrics.drift_repaired.inc();
         }
         self.desired = Some(desired);
+        // A Node that goes later takes no rules with it.
+        self.node_required = false;
         self.conflicts.clear();
         Ok((steps, changes))
     }

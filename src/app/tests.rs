@@ -1,7 +1,8 @@
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::cluster::{Change, Family, ObjectName, Protocol, Service, ServicePort, TrafficPolicy};
+use crate::cluster::{Change, Family, Node, ObjectName, Protocol, Service, ServicePort, TrafficPolicy};
 use crate::config::{Config, merge};
 use crate::dataplane::memory::{Memory, Refused};
 use crate::dataplane::nftables::plan::{self, Observed, Plan, Usage};
@@ -79,6 +80,47 @@ fn service(n: u8) -> Change {
         traffic_distribution: None,
     };
     Change::Service(name, Some(service))
+}
+
+fn node(addresses: &[IpAddr]) -> Change {
+    let node = Node { name: "node1".into(), addresses: addresses.to_vec(), ..Node::default() };
+    Change::Node("node1".into(), Some(node))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_commit_waits_for_the_node_and_its_address() {
+    let merged = merge::merge(&merge::Given::default(), None).unwrap();
+    let config = Config::new(&merged, "node1").unwrap();
+    let metrics = crate::metrics::Metrics::new().expect("names that do not clash");
+    let reporting = crate::reporting::Reporting::new(Arc::new(metrics));
+    let (plane, status) = (Timed::default(), reporting.status.clone());
+    let commits = plane.commits.clone();
+    let mut reconciler = Reconciler::new(config, plane, reporting);
+    reconciler.require_node();
+    let ready = || status.readyz().status().as_u16();
+    let done = || commits.lock().unwrap().len();
+    let (tx, rx) = mpsc::channel(16);
+    let source = async {
+        for changes in [vec![service(1)], vec![node(&[])], vec![service(2)]] {
+            tx.send(Batch { changes, synced: true }).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            assert_eq!((done(), ready()), (0, 503));
+            // A restart would not help.
+            let live = status
+                .livez(std::time::Instant::now() + Duration::from_secs(900), std::time::SystemTime::now());
+            assert_eq!(live.status().as_u16(), 200);
+        }
+        tx.send(Batch { changes: vec![node(&[[192, 0, 2, 1].into()])], synced: true }).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((done(), ready()), (1, 200));
+        // Later it may go.
+        let changes = vec![Change::Node("node1".into(), None), service(3)];
+        tx.send(Batch { changes, synced: true }).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(done(), 2);
+        drop(tx);
+    };
+    tokio::join!(run(reconciler, rx, Duration::ZERO), source);
 }
 
 /// When commits come, in tenths of a second, if Services come at `changes`.
