@@ -4,6 +4,8 @@
 //! Both families are programmed in one transaction; where kube-proxy has the label `ip_family`, both families
 //! get the same observation. Recording costs a few atomic operations, whether anybody scrapes or not.
 
+use std::sync::Arc;
+
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -12,6 +14,9 @@ use prometheus::{
 };
 
 use crate::cluster::Family;
+use crate::source::kubernetes::ApiStatus;
+
+mod api;
 
 /// The label of the family.
 const FAMILY: &str = "ip_family";
@@ -78,6 +83,22 @@ const INVALID_OBJECTS: Named = (
     "Objects that were left out because they make no sense, each time they were read",
 );
 const OBJECTS: Named = ("sluice_objects", "Objects that are known, by kind");
+const API_LAST_CONTACT: Named = (
+    "sluice_api_last_contact_timestamp_seconds",
+    "When the API server last sent anything, in seconds since the epoch; 0: never",
+);
+const API_WATCH_RESTARTS: Named = (
+    "sluice_api_watch_restarts_total",
+    "Watches that ended before their time or could not be started, by resource",
+);
+const API_LISTS: Named = (
+    "sluice_api_lists_total",
+    "Complete lists that were received, by resource; the first is no sign of trouble",
+);
+const API_SKIPPED: Named = (
+    "sluice_api_skipped_objects_total",
+    "Objects of the API server that were left out because they make no sense",
+);
 const BUILD_INFO: Named = ("sluice_build_info", "1, labelled with the version of sluice");
 
 /// Everything that is measured, with the registry that it is read from.
@@ -174,6 +195,11 @@ impl Metrics {
             metrics.failures.with_label_values(&[stage]);
         }
         Ok(metrics)
+    }
+
+    /// From now on, how the API server's watches are doing, as it is when somebody asks.
+    pub fn watch_api(&self, status: Arc<ApiStatus>) -> Result<(), Error> {
+        self.registry.register(Box::new(api::Api::new(status)?))
     }
 
     /// Everything in the text format (version 0.0.4).

@@ -173,7 +173,8 @@ fn local_of(name: &ObjectName, index: &Index, node: &NodeView) -> Option<Local> 
     (local != Local::default()).then_some(local)
 }
 
-fn seconds(time: SystemTime) -> f64 {
+/// Seconds since the epoch.
+pub(crate) fn seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 

@@ -118,6 +118,8 @@ fn healthy_with_its_rules_and_again_after_somebody_flushed_them() {
     assert_eq!(lab.get(10249, "/proxyMode"), Some((200, "nftables".into())));
     assert_eq!(lab.get(10249, "/healthz"), Some((200, "ok".into())));
     assert_eq!(lab.metric("sluice_drift_repaired_total"), 0.0);
+    let (_, metrics) = lab.get(10249, "/metrics").expect("metrics");
+    assert!(!metrics.contains("sluice_api_"), "there is no API server");
     run(Command::new("ip").args(["netns", "exec", &lab.namespace, "nft", "flush", "ruleset"]));
     lab.until("the rules are repaired", || lab.metric("sluice_drift_repaired_total") == 1.0);
     assert_eq!(lab.metric("sluice_drift_detected_total"), 1.0);

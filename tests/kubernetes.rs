@@ -10,6 +10,8 @@ mod apiserver;
 mod events;
 #[path = "kubernetes/log.rs"]
 mod log;
+#[path = "kubernetes/process.rs"]
+mod process;
 #[path = "kubernetes/soak.rs"]
 mod soak;
 

@@ -87,10 +87,18 @@ impl Run {
             let (tx, rx) = mpsc::channel(QUEUE);
             let source = match manifests {
                 Some(manifests) => tokio::spawn(manifests.run(tx)),
-                None => tokio::spawn(api_server::open(&config.client, &config.node_name).await?.run(tx)),
+                None => {
+                    let source = api_server::open(&config.client, &config.node_name).await?;
+                    let source = source.counting(reporting.metrics.invalid_objects.clone());
+                    reporting.metrics.watch_api(source.status())?;
+                    tokio::spawn(source.run(tx))
+                }
             };
             let min_sync_period = config.min_sync_period;
             let mut reconciler = Reconciler::new(config, plane, reporting);
+            if self.settings.manifests.is_none() {
+                reconciler.require_node();
+            }
             match Cleaner::start() {
                 Ok(cleaner) => reconciler.clean_conntrack(cleaner),
                 Err(error) => warn!(%error, "stale connections are not deleted"),

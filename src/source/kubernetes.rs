@@ -17,6 +17,7 @@ mod status;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, error, info};
@@ -100,6 +101,12 @@ impl Kubernetes {
     /// Asks nothing yet. `node` is the name of the own Node.
     pub fn new(connection: Connection, node: &str, timing: Timing) -> Kubernetes {
         Kubernetes { connection, node: node.into(), timing, status: Arc::default() }
+    }
+
+    /// Objects that are left out because they make no sense are counted here, too.
+    pub fn counting(mut self, invalid: IntCounter) -> Kubernetes {
+        self.status = Arc::new(ApiStatus::counting(invalid));
+        self
     }
 
     /// What can be measured of it.

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
+
 use super::resource::{COUNT, Resource};
 
 /// How the watches are doing; shared with whoever shows it.
@@ -14,6 +16,8 @@ pub struct ApiStatus {
     restarts: [AtomicU64; COUNT],
     lists: [AtomicU64; COUNT],
     skipped: AtomicU64,
+    /// Counts the same, for all sources.
+    invalid: Option<IntCounter>,
     listed: AtomicU8,
     /// Whether HTTP/2 is spoken, whose pings tell a dead connection from a quiet one.
     pings: AtomicBool,
@@ -27,6 +31,7 @@ impl Default for ApiStatus {
             restarts: Default::default(),
             lists: Default::default(),
             skipped: AtomicU64::new(0),
+            invalid: None,
             listed: AtomicU8::new(0),
             pings: AtomicBool::new(false),
         }
@@ -34,6 +39,11 @@ impl Default for ApiStatus {
 }
 
 impl ApiStatus {
+    /// What is skipped is also counted here.
+    pub(super) fn counting(invalid: IntCounter) -> ApiStatus {
+        ApiStatus { invalid: Some(invalid), ..ApiStatus::default() }
+    }
+
     /// Time since the API server last sent anything; `None` before it ever did.
     pub fn since_contact(&self) -> Option<Duration> {
         let at = Duration::from_millis(self.contact.load(Relaxed).checked_sub(1)?);
@@ -77,6 +87,9 @@ impl ApiStatus {
 
     pub(super) fn skip(&self) {
         self.skipped.fetch_add(1, Relaxed);
+        if let Some(invalid) = &self.invalid {
+            invalid.inc();
+        }
     }
 
     /// A resource was listed completely; whether with it all is known for the first time.
