@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::dataplane::DataPlane;
+use crate::netlink::AddressChanges;
 use crate::reconcile::Reconciler;
 use crate::source::Batch;
 
 /// How often the kernel is asked whether somebody else changed rules; one request of some 30 µs.
 const DRIFT_INTERVAL: Duration = Duration::from_millis(200);
-/// How often the host's addresses are looked at.
-const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the host's addresses are looked at besides when the kernel says that they changed, and where it cannot
+/// be asked to say so.
+const ADDRESS_INTERVAL: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(5));
 /// How often the log says that the own Node is waited for.
 const NODE_INTERVAL: Duration = Duration::from_secs(10);
 /// After a failed sync: the first and the longest time to the next try.
@@ -36,7 +38,12 @@ pub async fn run<D: DataPlane>(
         }
     };
     let mut drift = interval(DRIFT_INTERVAL);
-    let mut addresses = interval(ADDRESS_INTERVAL);
+    // Before the first look, so that no change falls between them.
+    let mut address_changes = AddressChanges::open()
+        .inspect_err(|error| warn!(%error, "changes of the host's addresses are seen only every 5 s"))
+        .ok();
+    let mut addresses =
+        interval(if address_changes.is_some() { ADDRESS_INTERVAL.0 } else { ADDRESS_INTERVAL.1 });
     drift.set_missed_tick_behavior(MissedTickBehavior::Delay);
     addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     reconciler.refresh_host_addresses();
@@ -79,7 +86,7 @@ pub async fn run<D: DataPlane>(
                 }
                 reconciler.resync();
             }
-            _ = addresses.tick() => {
+            () = changed(&mut address_changes, &mut addresses) => {
                 reconciler.refresh_host_addresses();
                 if !complete || reconciler.desired().is_some() {
                     continue;
@@ -129,6 +136,25 @@ fn say(missing: &'static str, node: &str, said: Option<(Instant, &'static str)>)
             info!(node, "waiting for the own Node before any rules are written: {missing}");
             (Instant::now() + NODE_INTERVAL, missing)
         }
+    }
+}
+
+/// Waits until the host's addresses changed or it is time to look.
+async fn changed(changes: &mut Option<AddressChanges>, looks: &mut Interval) {
+    let told = async {
+        match changes {
+            Some(changes) => changes.changed().await,
+            None => std::future::pending().await,
+        }
+    };
+    let result = tokio::select! {
+        result = told => result,
+        _ = looks.tick() => return,
+    };
+    if let Err(error) = result {
+        warn!(%error, "changes of the host's addresses are seen only every 5 s from now on");
+        *changes = None;
+        *looks = interval(ADDRESS_INTERVAL.1);
     }
 }
 

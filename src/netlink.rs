@@ -10,12 +10,14 @@
 //! The kernel processes a request inside the `send` that carries it, so no call here waits for anything
 //! but the kernel's own work. Formats are those of `linux/netlink.h` and `linux/netfilter/nfnetlink.h`.
 
+pub mod addresses;
 pub mod attribute;
 pub mod message;
 pub mod socket;
 
 use nix::errno::Errno;
 
+pub use addresses::AddressChanges;
 pub use attribute::{Attribute, Attributes, Malformed, Writer};
 pub use message::{Batch, Message, Request, Requests};
 pub use socket::{Capacities, Socket};

@@ -33,6 +33,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "equal-shares", config: usual, run: packets::equal_shares },
     Scenario { name: "many-connections-masqueraded", config: usual, run: packets::many_masqueraded },
     Scenario { name: "syn-to-dead-endpoint", config: usual, run: packets::syn_to_dead_endpoint },
+    Scenario { name: "address-that-comes-and-goes", config: all_addresses, run: packets::address_later },
     Scenario { name: "interface-that-comes-later", config: late_interface, run: packets::interface_later },
 ];
 
@@ -51,6 +52,10 @@ impl Scenario {
 
 fn usual() -> Value {
     json!({})
+}
+
+fn all_addresses() -> Value {
+    json!({"nodePortAddresses": ["0.0.0.0/0", "::/0"]})
 }
 
 fn late_interface() -> Value {

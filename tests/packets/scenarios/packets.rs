@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -112,6 +112,38 @@ pub fn syn_to_dead_endpoint(lab: &mut Lab) -> Result<()> {
         Ok(answer) => bail!("it reached {}", answer.endpoint),
         Err(outcome) => bail!("the half-open connection: {outcome}"),
     }
+}
+
+/// NodePorts are served on an address that the node gets while the agent runs, and no rule names it when
+/// it has gone. Nobody but the kernel tells of it: objects do not change.
+pub fn address_later(lab: &mut Lab) -> Result<()> {
+    apply(lab, &[service("a", "10.96.227.1", Some(32270)), slice("a", &remote_pods(1))])?;
+    // Shorter than the time after which addresses are looked at without being told.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let named = |lab: &Lab| anyhow::Ok(lab.rules()?.iter().any(|line| line.contains("198.18.0.77")));
+    if named(lab)? {
+        bail!("the address is in rules before it is there");
+    }
+    let until = |what: &str, done: &dyn Fn() -> Result<bool>| {
+        let deadline = Instant::now() + PATIENCE;
+        while !done()? {
+            if Instant::now() > deadline {
+                bail!("not within {PATIENCE:?}: {what}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    for _ in 0..3 {
+        lab.topology.node.ip("address add 198.18.0.77/32 dev eth0\n")?;
+        until("the node port is served on the new address", &|| {
+            let seen = observe(lab, "ext", "198.18.0.77:32270/tcp", 1)?;
+            Ok(!seen.endpoints.is_empty())
+        })?;
+        lab.topology.node.ip("address delete 198.18.0.77/32 dev eth0\n")?;
+        until("the old address is in no rule", &|| Ok(!named(lab)?))?;
+    }
+    Ok(())
 }
 
 /// Local detection by the name of an interface that does not exist yet, goes, and comes back with another index.
