@@ -222,3 +222,69 @@ fn the_rules_do_what_explain_says() {
     let all = ["dropped", "masqueraded", "refused", "source kept", "untouched"];
     assert_eq!(met.into_inner().into_iter().collect::<Vec<_>>(), all);
 }
+
+fn sluice(arguments: &str) -> (Option<i32>, String) {
+    let manifests =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/clusters/policies/manifests");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .arg("explain")
+        .args(arguments.split_whitespace())
+        .arg("--manifests")
+        .arg(manifests)
+        .args(["--node-name=node1", "--cluster-cidr=10.128.0.0/16"])
+        .output()
+        .expect("sluice runs");
+    (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+}
+
+#[test]
+fn the_exit_status_says_whether_somebody_answers() {
+    for (arguments, status) in [
+        ("10.96.0.11:80", 0),
+        ("203.0.113.11:80 --from 10.1.2.3", 0),
+        ("203.0.113.11:80 --from 192.0.2.9", 1),
+        ("198.18.0.11:30082", 0),
+        ("198.18.0.11:30082 --from 192.0.2.9", 1),
+        ("10.96.0.13:80", 1),
+        ("10.96.0.11:80/udp", 1),
+        ("8.8.8.8:53 --format=json", 1),
+        ("10.96.0.11", 2),
+        ("10.96.0.11:80 --from fd00::1", 2),
+        ("10.96.0.11:80 --config /does/not/exist", 2),
+    ] {
+        assert_eq!(sluice(arguments).0, Some(status), "{arguments}");
+    }
+}
+
+#[test]
+fn the_words() {
+    let (_, words) = sluice("203.0.113.11:80");
+    let expected = "\
+203.0.113.11:80/tcp is served as load-balancer address of default/here
+  only for 10.0.0.0/8, 198.18.0.0/16; others are dropped
+
+From a pod:
+  forwarded to one of 2 endpoints, 50% each
+    10.128.0.65:8080 on node1
+    10.128.1.5:8080 on node2
+  masqueraded only where a pod reaches itself: 10.128.0.65
+
+From this node:
+  forwarded to one of 2 endpoints, 50% each
+    10.128.0.65:8080 on node1
+    10.128.1.5:8080 on node2
+  masqueraded: this node's own connection to an external address
+
+From an outside client:
+  forwarded to 1 endpoint
+    10.128.0.65:8080 on node1
+  not masqueraded: the endpoint sees the client's address
+  left out, not on this node (policy Local): 10.128.1.5:8080
+";
+    assert_eq!(words, expected);
+    let (_, json) = sluice("203.0.113.11:80 --format json");
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let verdicts: Vec<_> =
+        json["answers"].as_array().expect("a list").iter().map(|a| &a["verdict"]).collect();
+    assert_eq!(verdicts, ["forwarded"; 3]);
+}

@@ -99,6 +99,9 @@ fn what_slices_list_besides_is_told() {
 /// For a pod, this node and an outside client: the verdict, the endpoints, and why it is masqueraded.
 type Experience = (Verdict, &'static str, Option<Masqueraded>);
 
+/// Where to, externalTrafficPolicy, endpoints.
+type Case = (&'static str, Settings, TrafficPolicy, &'static [&'static str], [Experience; 3]);
+
 #[test]
 fn clients_differ_by_policy_and_masquerade() {
     use Masqueraded::{All, External, OffCluster, Own};
@@ -107,7 +110,7 @@ fn clients_differ_by_policy_and_masquerade() {
     let all = Settings { masquerade_all: true, ..settings() };
     let (cluster, local) = (TrafficPolicy::Cluster, TrafficPolicy::Local);
     let both = "10.128.0.65 10.128.1.5";
-    let cases: Vec<(&str, Settings, TrafficPolicy, &[&str], [Experience; 3])> = vec![
+    let cases: Vec<Case> = vec![
         (
             "10.96.0.1:80",
             settings(),
