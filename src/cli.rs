@@ -10,6 +10,7 @@ mod api_server;
 mod cleanup;
 mod diff;
 mod dump;
+mod explain;
 mod flags;
 mod logging;
 mod run;
@@ -32,6 +33,8 @@ enum Command {
     Dump(dump::Dump),
     /// Compare what the rules should be with what is on this host. Exit status 0: equal, 1: they differ, 2: trouble.
     Diff(diff::Diff),
+    /// Say which Service answers at an address, with which endpoints, and why. Needs no root and touches nothing.
+    Explain(explain::Explain),
     /// Remove the rules that sluice made from this host.
     Cleanup(cleanup::Cleanup),
 }
@@ -43,13 +46,14 @@ impl Command {
             Command::Run(run) => Some(&run.settings),
             Command::Dump(dump) => Some(&dump.settings),
             Command::Diff(diff) => Some(&diff.settings),
+            Command::Explain(explain) => Some(&explain.settings),
             Command::Cleanup(_) => None,
         }
     }
 }
 
-/// Runs the program. Exit status: 0, 1 for a failure (of `diff`: a difference), 2 for wrong usage (of `diff`:
-/// trouble).
+/// Runs the program. Exit status: 0, 1 for a failure (of `diff`: a difference; of `explain`: nobody answers), 2 for
+/// wrong usage (of these two: or trouble).
 pub fn main() -> ExitCode {
     let command = parse(std::env::args_os()).unwrap_or_else(|error| error.exit()).command;
     if command.settings().is_some_and(|settings| settings.flags.0.is_on("version")) {
@@ -59,12 +63,8 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Run(run) => run.execute(),
         Command::Dump(dump) => dump.execute(),
-        Command::Diff(diff) => {
-            return diff.execute().unwrap_or_else(|error| {
-                eprintln!("sluice: {}", in_full(&error));
-                ExitCode::from(2)
-            });
-        }
+        Command::Diff(diff) => return status(diff.execute()),
+        Command::Explain(explain) => return status(explain.execute()),
         Command::Cleanup(cleanup) => cleanup.execute(),
     };
     match result {
@@ -76,6 +76,14 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The exit status of commands whose 1 is an answer.
+fn status(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("sluice: {}", in_full(&error));
+        ExitCode::from(2)
+    })
 }
 
 /// An error with its causes, each said once: many say their cause themselves.
@@ -109,9 +117,9 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
 }
 
 fn command() -> clap::Command {
-    // `dump` and `diff` take the same command line as `run`; what has no effect on them does not fill their help.
+    // These take the same command line as `run`; what has no effect on them does not fill their help.
     let mut command = Cli::command();
-    for name in ["dump", "diff"] {
+    for name in ["dump", "diff", "explain"] {
         command = command.mut_subcommand(name, |c| c.mut_args(flags::hide_what_forwarding_does_not_need));
     }
     command

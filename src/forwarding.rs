@@ -7,6 +7,7 @@
 mod affinity;
 mod desired;
 mod endpoints;
+pub mod explain;
 mod local;
 mod node;
 mod service;
@@ -15,7 +16,8 @@ mod tests;
 
 pub use affinity::Sticky;
 pub use desired::{Adopted, Changes, Conflict, Desired, SetChange};
-pub use endpoints::{Categories, Usable, arrange, categorize};
+pub use endpoints::{Categories, LeftOut, Usable, Used, arrange, categorize};
+pub use explain::explain;
 pub use local::{HealthCheck, Local, local};
 pub use node::{Key, LocalDetection, NodeView, Settings};
 pub use service::{Claim, Forwarding, Frontend, FrontendKind, MAX_ENDPOINTS, Masquerade, Target};

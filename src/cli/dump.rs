@@ -1,16 +1,17 @@
 //! `sluice dump`.
 
 use std::io::Write;
+use std::net::IpAddr;
 
 use clap::Args;
 
 use super::logging;
 use super::settings::Settings;
 use crate::cluster::{Family, Index};
-use crate::config::{Config, View, host_addresses};
+use crate::config::{self, Config, host_addresses};
 use crate::dataplane::nftables::model::Set;
 use crate::dataplane::nftables::{plan, text};
-use crate::forwarding::Desired;
+use crate::forwarding::{self, Desired, NodeView};
 use crate::source::manifests::Manifests;
 
 #[derive(Debug, Args)]
@@ -64,16 +65,43 @@ pub fn load(settings: &Settings, config: &Config) -> anyhow::Result<Index> {
     Ok(index)
 }
 
-fn desired(settings: &Settings) -> anyhow::Result<Desired> {
+/// A node and the objects that it sees.
+pub struct View {
+    pub index: Index,
+    pub node: NodeView,
+    pub settings: forwarding::Settings,
+    /// All the node's addresses that are known.
+    pub own: Vec<IpAddr>,
+}
+
+/// Reads everything that forwarding needs; what is odd about it goes to stderr.
+pub fn view(settings: &Settings) -> anyhow::Result<View> {
     let config = config(settings)?;
     let index = load(settings, &config)?;
-    let addresses = match index.node() {
+    let host = host_addresses();
+    let (addresses, own) = match index.node() {
         // Another node's rules are asked for, as a rule: its object knows its addresses better than this host.
-        Some(node) => node.addresses.clone(),
-        None => host_addresses().unwrap_or_default(),
+        Some(node) => {
+            let mut own = node.addresses.clone();
+            // But it does not know all, if it is this host.
+            let host = host.unwrap_or_default();
+            if own.iter().any(|address| host.contains(address)) {
+                own.extend(host);
+            }
+            (node.addresses.clone(), own)
+        }
+        None => {
+            let host = host.unwrap_or_default();
+            (host.clone(), host)
+        }
     };
-    let View { node, settings, notices } = config.view(&index, &addresses);
+    let config::View { node, settings, notices } = config.view(&index, &addresses);
     notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+    Ok(View { index, node, settings, own })
+}
+
+fn desired(settings: &Settings) -> anyhow::Result<Desired> {
+    let View { index, node, settings, .. } = view(settings)?;
     let (desired, changes) = Desired::from_scratch(&index, node, settings);
     for c in &changes.conflicts {
         tracing::warn!(service = %c.loser, winner = %c.winner, "{} ({}) is not served for this Service", c.key, c.kind);

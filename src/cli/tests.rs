@@ -132,6 +132,11 @@ fn help_shows_what_matters() {
     let dump = help("sluice dump --help");
     assert!(dump.contains("--cluster-cidr") && dump.contains("--manifests"), "{dump}");
     assert!(!dump.contains("--conntrack-min") && !dump.contains("--feature-gates"), "{dump}");
+    let explain = help("sluice explain --help");
+    for shown in ["--from", "--format", "--cluster-cidr", "--manifests", "Exit status:", "sharePercent"] {
+        assert!(explain.contains(shown), "{shown}\n{explain}");
+    }
+    assert!(!explain.contains("--feature-gates"), "{explain}");
 }
 
 #[tokio::test(start_paused = true)]

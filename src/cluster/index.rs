@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::objects::{Change, EndpointSlice, Family, Node, ObjectName, Service, ServiceCidr};
+use super::objects::{Change, Endpoint, EndpointSlice, Family, Node, ObjectName, Service, ServiceCidr};
 
 /// All objects of the cluster that matter to one node, fed with [`Change`]s from any source, in any order: a
 /// slice may come before its Service and outlive it.
@@ -127,6 +127,11 @@ impl Index {
     /// The slices of a Service, in no order.
     pub fn slices_of(&self, service: &ObjectName) -> &[Arc<EndpointSlice>] {
         self.slices_of.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every endpoint of every slice, in no order.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.slices.values().flat_map(|slice| &slice.endpoints)
     }
 
     /// The own Node.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::affinity::{Ids, PortKey, PortSlots, Slots, Sticky, is_of};
-use super::service::{Before, Forwarding, Frontend, FrontendKind, Target, addresses, forward};
+use super::service::{Before, Forwarding, Frontend, FrontendKind, Target, addresses, forward, ports_at};
 use super::{Key, NodeView, Settings};
 use crate::cluster::{Family, Index, ObjectName, Service};
 
@@ -462,6 +462,37 @@ impl Desired {
     /// The frontend of a key and the Service that has it.
     pub fn frontend(&self, key: &Key) -> Option<(&Frontend, &Arc<Service>)> {
         self.frontends.get(key).map(|c| (&c.winner.frontend, &c.winner.service))
+    }
+
+    /// Every claim to a key, the one that wins first.
+    pub fn claims(&self, key: &Key) -> impl Iterator<Item = (FrontendKind, &Arc<Service>)> {
+        let claims = self.frontends.get(key).into_iter();
+        claims.flat_map(|c| std::iter::once(&c.winner).chain(&c.losers)).map(|c| (c.kind, &c.service))
+    }
+
+    /// The claims to a key that are refused, since its address is another Service's ClusterIP; by name.
+    pub fn refused_claims(&self, key: &Key) -> Vec<(FrontendKind, &Arc<Service>)> {
+        let claimants = self.external.get(&key.address).into_iter().flatten();
+        let services = claimants.filter_map(|name| self.services.get(name)).map(|record| &record.service);
+        let refused = services.flat_map(|service| {
+            let claims = ports_at(service, &self.node, key).map(|(_, kind)| kind);
+            claims
+                .filter(|kind| self.foreign_owner(key.address, *kind, &service.name).is_some())
+                .map(move |kind| (kind, service))
+        });
+        let mut refused: Vec<_> = refused.collect();
+        refused.sort_unstable_by_key(|(kind, service)| (&service.name, *kind));
+        refused
+    }
+
+    /// The Services whose ClusterIP an address is; as a rule one or none.
+    pub fn cluster_ip_owners(&self, address: IpAddr) -> &[Arc<Service>] {
+        self.cluster_ips.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a connection from this address to itself is masqueraded, once it has come through a Service.
+    pub fn is_hairpin(&self, address: IpAddr) -> bool {
+        self.hairpin.contains_key(&address)
     }
 
     /// Everything that clients stick to, in no order.

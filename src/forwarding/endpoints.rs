@@ -8,8 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use serde::Serialize;
 
 use super::NodeView;
+use super::affinity::Scope;
 use crate::cluster::{Endpoint, EndpointSlice, Family, Protocol};
 
 /// The endpoints of one Service port in one family, one entry an address and port.
@@ -26,26 +28,35 @@ pub fn merge<'a>(
     let mut seen: FxHashMap<SocketAddr, usize> = FxHashMap::default();
     // A single slice with a single matching port cannot repeat an address unless it is malformed, but that is
     // for the look-up to find out: the cost is small beside everything else.
-    for slice in slices.iter().filter(|s| s.family == family) {
-        for port in slice.ports.iter().filter(|p| *p.name == *port_name && p.protocol == protocol) {
-            for endpoint in &slice.endpoints {
-                let address = SocketAddr::new(endpoint.address, port.port.get());
-                match seen.entry(address) {
-                    std::collections::hash_map::Entry::Vacant(entry) => {
-                        entry.insert(merged.len());
-                        merged.push((address, endpoint));
-                    }
-                    std::collections::hash_map::Entry::Occupied(entry) => {
-                        let known = &mut merged[*entry.get()].1;
-                        if precedence(endpoint) > precedence(known) {
-                            *known = endpoint;
-                        }
-                    }
+    for (address, endpoint) in
+        slices.iter().filter(|s| s.family == family).flat_map(|s| listed(s, port_name, protocol))
+    {
+        match seen.entry(address) {
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(merged.len());
+                merged.push((address, endpoint));
+            }
+            std::collections::hash_map::Entry::Occupied(entry) => {
+                let known = &mut merged[*entry.get()].1;
+                if precedence(endpoint) > precedence(known) {
+                    *known = endpoint;
                 }
             }
         }
     }
     merged
+}
+
+/// What one slice lists for a port; none where it has no such port.
+pub(super) fn listed<'a>(
+    slice: &'a EndpointSlice,
+    port_name: &str,
+    protocol: Protocol,
+) -> impl Iterator<Item = (SocketAddr, &'a Endpoint)> {
+    let ports = slice.ports.iter().filter(move |p| *p.name == *port_name && p.protocol == protocol);
+    ports.flat_map(|port| {
+        slice.endpoints.iter().map(|endpoint| (SocketAddr::new(endpoint.address, port.port.get()), endpoint))
+    })
 }
 
 /// Which of two entries for one address counts: by use, then (so that the order of slices never matters) by
@@ -127,21 +138,115 @@ fn hinted(endpoint: &Endpoint, topology: Topology, node: &NodeView) -> bool {
     }
 }
 
+/// Why an endpoint is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Used {
+    /// It is ready.
+    Ready,
+    /// It terminates but still serves, and no other is ready.
+    StillServing,
+}
+
+/// Why an endpoint gets no new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeftOut {
+    /// It is not ready.
+    NotReady,
+    /// It terminates and serves no more.
+    Terminated,
+    /// It terminates while others are ready.
+    Terminating,
+    /// Every ready endpoint has zone hints, and this one's are for other zones.
+    HintedForAnotherZone,
+    /// Every ready endpoint has node hints, and this one's are for other nodes.
+    HintedForAnotherNode,
+    /// It is not on this node, and the policy is Local.
+    NotOnThisNode,
+    /// It is of the other family.
+    OtherFamily,
+    /// Its slice has no port of this name and protocol.
+    NoSuchPort,
+    /// It is listed more than once; the entry that can be used best counts.
+    Duplicate,
+    /// There are more than [`super::MAX_ENDPOINTS`].
+    TooMany,
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            LeftOut::NotReady => "not ready",
+            LeftOut::Terminated => "terminating, serves no more",
+            LeftOut::Terminating => "terminating while others are ready",
+            LeftOut::HintedForAnotherZone => "hinted for another zone",
+            LeftOut::HintedForAnotherNode => "hinted for another node",
+            LeftOut::NotOnThisNode => "not on this node (policy Local)",
+            LeftOut::OtherFamily => "other family",
+            LeftOut::NoSuchPort => "slice without this port",
+            LeftOut::Duplicate => "listed more than once",
+            LeftOut::TooMany => "more than can be used",
+        })
+    }
+}
+
+/// Which endpoints of a Service port are used.
+#[derive(Debug)]
+pub(super) struct Selection<'a> {
+    node: &'a NodeView,
+    topology: Topology,
+    /// Whether a scope has a ready endpoint; if not, those that still serve are used.
+    ready: [bool; 2],
+}
+
+impl<'a> Selection<'a> {
+    pub(super) fn new(endpoints: &[(SocketAddr, &Endpoint)], node: &'a NodeView) -> Selection<'a> {
+        let mut selection = Selection { node, topology: topology(endpoints, node), ready: [false; 2] };
+        selection.ready = [Scope::Cluster, Scope::Local].map(|scope| {
+            endpoints.iter().any(|(_, e)| e.conditions.ready && selection.is_in_place(scope, e))
+        });
+        selection
+    }
+
+    fn is_in_place(&self, scope: Scope, endpoint: &Endpoint) -> bool {
+        match scope {
+            Scope::Cluster => hinted(endpoint, self.topology, self.node),
+            Scope::Local => self.node.is_local(endpoint),
+        }
+    }
+
+    /// Whether and why an endpoint is used in a scope.
+    pub(super) fn judge(&self, scope: Scope, endpoint: &Endpoint) -> Result<Used, LeftOut> {
+        let c = endpoint.conditions;
+        let used = match (c.ready, c.terminating) {
+            (true, _) => Used::Ready,
+            (false, true) if c.serving => Used::StillServing,
+            (false, true) => return Err(LeftOut::Terminated),
+            (false, false) => return Err(LeftOut::NotReady),
+        };
+        if !self.is_in_place(scope, endpoint) {
+            return Err(match (scope, self.topology) {
+                (Scope::Local, _) => LeftOut::NotOnThisNode,
+                (Scope::Cluster, _) if used == Used::StillServing => LeftOut::Terminating,
+                (Scope::Cluster, Topology::Node) => LeftOut::HintedForAnotherNode,
+                (Scope::Cluster, Topology::Zone | Topology::All) => LeftOut::HintedForAnotherZone,
+            });
+        }
+        if used == Used::StillServing && self.ready[scope as usize] {
+            return Err(LeftOut::Terminating);
+        }
+        Ok(used)
+    }
+}
+
 /// Sorts the endpoints of a Service port into those for the Cluster and for the Local policy.
 pub fn categorize(endpoints: &[(SocketAddr, &Endpoint)], node: &NodeView) -> Categories {
-    let pick = |want: &dyn Fn(&Endpoint) -> bool| -> Vec<SocketAddr> {
-        endpoints.iter().filter(|(_, e)| want(e)).map(|(a, _)| *a).collect()
-    };
-    let draining = |e: &Endpoint| e.conditions.serving && e.conditions.terminating;
-    let mode = topology(endpoints, node);
-    let mut cluster = pick(&|e| e.conditions.ready && hinted(e, mode, node));
-    if cluster.is_empty() {
-        cluster = pick(&draining);
-    }
-    let mut local = pick(&|e| e.conditions.ready && node.is_local(e));
-    if local.is_empty() {
-        local = pick(&|e| draining(e) && node.is_local(e));
-    }
+    let selection = Selection::new(endpoints, node);
+    let [cluster, local] = [Scope::Cluster, Scope::Local].map(|scope| {
+        let used = endpoints.iter().filter(|(_, e)| selection.judge(scope, e).is_ok());
+        used.map(|(a, _)| *a).collect::<Vec<SocketAddr>>()
+    });
     let any = !cluster.is_empty();
     Categories { cluster, local, any }
 }

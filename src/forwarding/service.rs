@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use serde::Serialize;
 
 use super::affinity::{Ids, PortSlots, Scope, Sticky};
 use super::endpoints::{Categories, Usable, arrange, categorize, draining, hairpin_addresses, merge};
@@ -15,7 +16,8 @@ use crate::cluster::{Endpoint, EndpointSlice, Family, Service, ServicePort, Traf
 pub const MAX_ENDPOINTS: usize = 32768;
 
 /// What kind of address a frontend is, in the order in which claims to the same address and port win.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FrontendKind {
     /// `spec.clusterIPs`.
     ClusterIp,
@@ -272,16 +274,13 @@ impl Targets {
         let old_inside = previous.map(|f| &f.inside);
         let old_outside = previous.and_then(|f| f.outside.as_ref());
         if kind == FrontendKind::ClusterIp {
-            let scope = match service.internal_policy {
-                TrafficPolicy::Cluster => Scope::Cluster,
-                TrafficPolicy::Local => Scope::Local,
-            };
+            let scope = inside_scope(service, kind);
             let inside = self.target(scope, old_inside);
             let draining = self.draining[scope as usize].clone();
             let masquerade = Masquerade::OffCluster;
             return Frontend { inside, outside: None, masquerade, sources, draining };
         }
-        let inside = self.target(Scope::Cluster, old_inside);
+        let inside = self.target(inside_scope(service, kind), old_inside);
         let (outside, masquerade) = match service.external_policy {
             TrafficPolicy::Cluster => (None, Masquerade::All),
             // Without any endpoint inside and outside are refused alike.
@@ -290,6 +289,14 @@ impl Targets {
         };
         let draining = self.draining[Scope::Cluster as usize].clone();
         Frontend { inside, outside, masquerade, sources, draining }
+    }
+}
+
+/// Which endpoints pods and this node reach at an address of this kind; everybody does at a ClusterIP.
+pub(super) fn inside_scope(service: &Service, kind: FrontendKind) -> Scope {
+    match (kind, service.internal_policy) {
+        (FrontendKind::ClusterIp, TrafficPolicy::Local) => Scope::Local,
+        _ => Scope::Cluster,
     }
 }
 
@@ -303,6 +310,21 @@ fn sources(service: &Service, family: Family) -> Option<Arc<[IpNet]>> {
         ranges.sort_unstable();
     }
     (!ranges.is_empty()).then(|| ranges.into())
+}
+
+/// The port of a Service that is reached at a key, and the kinds of address that the key is, best first.
+pub(super) fn ports_at<'a>(
+    service: &'a Service,
+    node: &NodeView,
+    key: &Key,
+) -> impl Iterator<Item = (&'a ServicePort, FrontendKind)> {
+    let cluster_ip = service.cluster_ips.iter().find(|a| Family::of(**a) == key.family());
+    let ports = service.ports.iter().filter(|port| port.protocol == key.protocol);
+    ports.flat_map(move |port| {
+        let all = cluster_ip.into_iter().flat_map(|ip| addresses(service, node, port, key.family(), *ip));
+        let here = all.filter(|(address, number, _)| (*address, *number) == (key.address, key.port));
+        here.map(|(_, _, kind)| (port, kind)).collect::<Vec<_>>()
+    })
 }
 
 /// Every address of a Service port in one family, with the port number and kind it has there.

@@ -1,5 +1,7 @@
 //! What a Service means, case by case.
 
+mod explain;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
