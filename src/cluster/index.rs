@@ -17,6 +17,8 @@ pub struct Index {
     services: FxHashMap<ObjectName, Arc<Service>>,
     slices: FxHashMap<ObjectName, Arc<EndpointSlice>>,
     slices_of: FxHashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
+    /// How many endpoints all slices have together; counted along, since every sync tells it.
+    endpoint_count: usize,
     node: Option<Node>,
     service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     dirty: Dirty,
@@ -88,6 +90,7 @@ impl Index {
         }
         // The label that names the Service may have changed: the slice leaves its old Service first.
         if let Some(old) = self.slices.remove(&name) {
+            self.endpoint_count -= old.endpoints.len();
             let owner = ObjectName { namespace: name.namespace.clone(), name: old.service.clone() };
             if let Some(slices) = self.slices_of.get_mut(&owner) {
                 slices.retain(|s| s.name != name);
@@ -102,6 +105,7 @@ impl Index {
             if let Some(at) = slice.triggered {
                 self.dirty.triggers.push((slice.family, at));
             }
+            self.endpoint_count += slice.endpoints.len();
             let slice = Arc::new(slice);
             self.slices_of.entry(owner.clone()).or_default().push(slice.clone());
             self.slices.insert(name, slice);
@@ -151,7 +155,7 @@ impl Index {
 
     /// How many Services, slices and endpoints there are.
     pub fn counts(&self) -> (usize, usize, usize) {
-        (self.services.len(), self.slices.len(), self.slices.values().map(|s| s.endpoints.len()).sum())
+        (self.services.len(), self.slices.len(), self.endpoint_count)
     }
 }
 
