@@ -23,6 +23,14 @@ impl Family {
     /// Both families, in the order in which they are always handled.
     pub const ALL: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
+    /// The number that netlink has for it: `NFPROTO_*` (linux/netfilter.h), which equals `AF_*`.
+    pub fn number(self) -> u8 {
+        match self {
+            Family::Ipv4 => 2,
+            Family::Ipv6 => 10,
+        }
+    }
+
     /// The family of an address.
     pub fn of(address: IpAddr) -> Family {
         if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }

@@ -3,11 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
-use nix::libc;
 
 use super::Error;
 use super::stale::{Flow, One, Scope, Stale};
-use crate::cluster::{Family, Protocol};
+use crate::cluster::Protocol;
 use crate::forwarding::Key;
 use crate::netlink::{self, Attribute, Malformed, Message, Request, Requests, Socket};
 
@@ -168,15 +167,8 @@ impl From<Error> for Fault {
     }
 }
 
-fn number(family: Family) -> u8 {
-    match family {
-        Family::Ipv4 => libc::NFPROTO_IPV4 as u8,
-        Family::Ipv6 => libc::NFPROTO_IPV6 as u8,
-    }
-}
-
 fn unfiltered(scope: &Scope) -> Request {
-    Request::dump_conntrack(IPCTNL_MSG_CT_GET, number(scope.family))
+    Request::dump_conntrack(IPCTNL_MSG_CT_GET, scope.family.number())
 }
 
 /// Asks for the entries of a scope. A kernel before 5.8 takes no notice of `CTA_FILTER`, nor one before 5.15 of

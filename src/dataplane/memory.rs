@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::nftables::model::{Chain, Element, Set, Step, Structure, Verdict};
-use super::nftables::plan::{Observed, ObservedTable, Plan, sticky_sets};
+use super::nftables::plan::{Observed, ObservedTable, Plan, counted_chain, sticky_sets};
 use crate::cluster::Family;
 
 /// Tables in memory.
@@ -102,13 +102,13 @@ fn take(tables: &mut BTreeMap<Family, Table>, family: Family, step: &Step) -> Re
             table.chains.insert(*chain).then_some(()).ok_or(Errno::EEXIST)
         }
         Step::DeleteChain(chain) => {
-            if table.elements.values().any(|e| goes_to(e) == Some(*chain)) {
+            if table.elements.values().any(|e| counted_chain(e) == Some(*chain)) {
                 return Err(Errno::EBUSY);
             }
             table.chains.remove(chain).then_some(()).ok_or(Errno::ENOENT)
         }
         Step::Add(element) => {
-            if goes_to(element).is_some_and(|c| c.is_counted() && !table.chains.contains(&c)) {
+            if counted_chain(element).is_some_and(|c| !table.chains.contains(&c)) {
                 return Err(Errno::ENOENT);
             }
             match table.elements.insert(without_data(element), element.clone()) {
@@ -120,18 +120,6 @@ fn take(tables: &mut BTreeMap<Family, Table>, family: Family, step: &Step) -> Re
             table.elements.remove(&without_data(element)).map(|_| ()).ok_or(Errno::ENOENT)
         }
         Step::DestroyTable | Step::CreateTable(_) => Ok(()),
-    }
-}
-
-fn goes_to(element: &Element) -> Option<Chain> {
-    match element {
-        Element::Service(_, Verdict::Goto(chain)) | Element::LocalService(_, Verdict::Goto(chain)) => {
-            Some(*chain)
-        }
-        Element::Slot(_, _, Verdict::Goto(chain)) | Element::Choice(_, _, Verdict::Goto(chain)) => {
-            Some(*chain)
-        }
-        _ => None,
     }
 }
 

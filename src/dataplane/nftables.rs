@@ -8,13 +8,13 @@ use nix::errno::Errno;
 use tracing::{debug, warn};
 
 use self::element::Decoded;
-use self::encode::Refused;
+use self::encode::{Refused, commit};
 use self::model::{Set, Step};
 use self::plan::{Observed, ObservedTable, Plan, Usage};
 use super::DataPlane;
 use crate::cluster::Family;
 use crate::forwarding::{Adopted, Changes, Desired, Settings};
-use crate::netlink::{self, Batch, Socket};
+use crate::netlink::{self, Socket};
 
 pub mod decode;
 pub mod element;
@@ -112,7 +112,7 @@ impl Nftables {
         }
         let tables: Vec<_> = there.iter().map(|family| (*family, vec![Step::DestroyTable])).collect();
         if !tables.is_empty() {
-            self.commit(&tables, &encode::encode(&tables, None))?;
+            commit(&mut self.socket, &tables, &encode::encode(&tables, None))?;
         }
         Ok(there)
     }
@@ -156,17 +156,6 @@ impl Nftables {
         Ok(Some(table))
     }
 
-    /// Sends a batch; refusals come back with the steps that they are about.
-    fn commit(&mut self, tables: &encode::Plan, batch: &Batch) -> Result<(), Error> {
-        match self.socket.commit(batch) {
-            Err(netlink::Error::Refused(refusals)) if refusals.iter().all(|r| r.errno != Errno::EPERM) => {
-                let refused = refusals.iter().map(|r| encode::refused(tables, batch, r)).collect();
-                Err(Error::Refused(refused))
-            }
-            result => Ok(result?),
-        }
-    }
-
     /// Applies tables that do not fit the socket's buffer: what can be done only for tables that are new.
     fn commit_split(&mut self, plan: &Plan) -> Result<usize, Error> {
         let capacity = self.socket.send_capacity();
@@ -182,14 +171,14 @@ impl Nftables {
                 capacity,
                 "the socket buffer is too small to replace a table at once: services pause meanwhile"
             );
-            self.commit(&destroy, &encode::encode(&destroy, None))?;
+            commit(&mut self.socket, &destroy, &encode::encode(&destroy, None))?;
             commits += 1;
         }
         for batch in encode::split(&tables, capacity) {
-            if let Err(error) = self.commit(&tables, &batch) {
+            if let Err(error) = commit(&mut self.socket, &tables, &batch) {
                 // Half a table would look like somebody's work at the next try.
                 let undo: Vec<_> = tables.iter().map(|(f, _)| (*f, vec![Step::DestroyTable])).collect();
-                let _ = self.commit(&undo, &encode::encode(&undo, None));
+                let _ = commit(&mut self.socket, &undo, &encode::encode(&undo, None));
                 return Err(error);
             }
             commits += 1;
@@ -278,7 +267,7 @@ impl DataPlane for Nftables {
         let result = if first_load && batch.as_bytes().len() > self.socket.send_capacity() {
             self.commit_split(plan)
         } else {
-            self.commit(&plan.tables, &batch).map(|()| 1)
+            commit(&mut self.socket, &plan.tables, &batch).map(|()| 1)
         };
         match result {
             Ok(commits) => {

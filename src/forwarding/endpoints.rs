@@ -270,13 +270,13 @@ pub fn arrange(previous: &[SocketAddr], wanted: Vec<SocketAddr>) -> Usable {
         return sorted(wanted).into();
     }
     let mut slots: Vec<Option<SocketAddr>> = vec![None; wanted.len()];
-    let mut wanted: FxHashMap<SocketAddr, ()> = wanted.into_iter().map(|a| (a, ())).collect();
+    let mut wanted: FxHashSet<SocketAddr> = wanted.into_iter().collect();
     for (slot, address) in slots.iter_mut().zip(previous) {
-        if wanted.remove(address).is_some() {
+        if wanted.remove(address) {
             *slot = Some(*address);
         }
     }
-    let mut rest = sorted(wanted.into_keys().collect()).into_iter();
+    let mut rest = sorted(wanted.into_iter().collect()).into_iter();
     slots.into_iter().filter_map(|slot| slot.or_else(|| rest.next())).collect()
 }
 

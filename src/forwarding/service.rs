@@ -193,8 +193,7 @@ where
                 categories.cluster.truncate(MAX_ENDPOINTS);
                 categories.local.truncate(MAX_ENDPOINTS);
             }
-            let mut targets = Targets::new(service, port, family, categories, before);
-            targets.set_draining(service, &endpoints);
+            let mut targets = Targets::new(service, port, family, &endpoints, categories, before);
             for (address, port_number, kind) in addresses(service, node, port, family, cluster_ip) {
                 let key = Key { address, protocol: port.protocol, port: port_number };
                 let sources = sources.clone().filter(|_| kind == FrontendKind::LoadBalancer);
@@ -224,6 +223,7 @@ impl Targets {
         service: &Service,
         port: &ServicePort,
         family: Family,
+        endpoints: &[(SocketAddr, &Endpoint)],
         Categories { cluster, local, any }: Categories,
         before: &mut Before<'_, P>,
     ) -> Targets {
@@ -243,13 +243,10 @@ impl Targets {
             })
         });
         let (cluster, local) = (Arranged::new(cluster), Arranged::new(local));
-        Targets { cluster, local, any, sticky, draining: [None, None] }
-    }
-
-    fn set_draining(&mut self, service: &Service, endpoints: &[(SocketAddr, &Endpoint)]) {
         // Outside the Local policy comes on top of the Cluster policy's list, so it needs none of its own.
-        let local = (service.internal_policy == TrafficPolicy::Local).then_some(&self.local.wanted);
-        self.draining = [Some(&self.cluster.wanted), local].map(|used| draining(endpoints, used?));
+        let inside = (service.internal_policy == TrafficPolicy::Local).then_some(&local.wanted);
+        let draining = [Some(&cluster.wanted), inside].map(|used| draining(endpoints, used?));
+        Targets { cluster, local, any, sticky, draining }
     }
 
     fn target(&mut self, scope: Scope, previous: Option<&Target>) -> Target {

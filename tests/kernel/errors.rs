@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use nix::errno::Errno;
 use sluice::cluster::{Family, Protocol};
-use sluice::dataplane::nftables::encode::{ApplyError, Plan, Refused, apply, encode};
+use sluice::dataplane::nftables::Error as Failure;
+use sluice::dataplane::nftables::encode::{self, Plan, Refused, encode};
 use sluice::dataplane::nftables::model::{Chain, Element, Key, Set, Step, Structure, Verdict};
 use sluice::netlink::{Error, Socket};
 
@@ -31,10 +32,10 @@ fn refusals(steps: Vec<Step>) -> Vec<Refused> {
         // The other family's part comes first, to see that steps are found behind it.
         let other = vec![Step::DestroyTable, Step::CreateTable(Structure::default())];
         let plan: &Plan = &[(Family::Ipv6, other), (Family::Ipv4, steps)];
-        let error = apply(&mut Socket::open().unwrap(), plan, None).unwrap_err();
+        let error = encode::commit(&mut Socket::open().unwrap(), plan, &encode(plan, None)).unwrap_err();
         assert_eq!(bytecode(Family::Ipv4), before);
         match error {
-            ApplyError::Refused(refusals) => refusals,
+            Failure::Refused(refusals) => refusals,
             error => panic!("{error}"),
         }
     })

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, unshare};
 use sluice::cluster::Family;
-use sluice::dataplane::nftables::encode::{Plan, apply};
+use sluice::dataplane::nftables::encode::{self, Plan, encode};
 use sluice::netlink::Socket;
 
 /// Runs a test in a new network namespace. Without root it fails.
@@ -56,7 +56,7 @@ pub fn run(program: &str, arguments: &[&str], input: &str) -> String {
 
 /// Applies a plan by netlink.
 pub fn commit(plan: &Plan) {
-    if let Err(error) = apply(&mut Socket::open().unwrap(), plan, None) {
+    if let Err(error) = encode::commit(&mut Socket::open().unwrap(), plan, &encode(plan, None)) {
         panic!("{error}");
     }
 }

@@ -19,7 +19,7 @@ use crate::netlink::attribute::Attribute;
 use crate::netlink::{Error, Malformed, Message, Request, Socket};
 
 use super::element::{self, Decoded, network, previous};
-use super::encode::{TableName, number};
+use super::encode::TableName;
 use super::expression::Expression;
 use super::model::{Chain, Element, Set, Structure, TABLE};
 use super::schema::{self, SetDefinition};
@@ -194,14 +194,14 @@ fn observe_once(socket: &mut Socket, family: Family) -> Result<Option<Observed>,
 
 /// A dump of what the table has.
 fn request(kind: u8, family: Family) -> Request {
-    let mut request = Request::dump(kind, number(family));
+    let mut request = Request::dump(kind, family.number());
     request.string(NFTA_TABLE_NAME, TABLE);
     request
 }
 
 /// Whether there is a table, and its flags.
 fn table_flags(socket: &mut Socket, family: Family) -> Result<Option<u32>, Error> {
-    let mut request = Request::get(NFT_MSG_GETTABLE, number(family));
+    let mut request = Request::get(NFT_MSG_GETTABLE, family.number());
     request.string(NFTA_TABLE_NAME, TABLE);
     let flags = socket.request(&request, |message| {
         let [_, _, flags] = message.attributes().table()?;
@@ -381,7 +381,7 @@ fn dump_elements(
 
 /// How many elements a set has, where the kernel says.
 fn count(socket: &mut Socket, family: Family, set: Set) -> Result<Option<u32>, Error> {
-    let mut request = Request::get(NFT_MSG_GETSET, number(family));
+    let mut request = Request::get(NFT_MSG_GETSET, family.number());
     request.string(NFTA_TABLE_NAME, TABLE);
     request.display(NFTA_SET_NAME, set);
     socket.request(&request, |message| {

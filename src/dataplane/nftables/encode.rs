@@ -139,7 +139,7 @@ impl Encoder {
         if self.batch.len() > self.limit {
             self.cut();
         }
-        self.batch.message(kind, flags, number(family), self.object);
+        self.batch.message(kind, flags, family.number(), self.object);
         // Every message that is sent here begins with the table's name.
         self.batch.string(NFTA_TABLE_NAME, TABLE);
         &mut self.batch
@@ -285,34 +285,14 @@ impl Encoder {
     }
 }
 
-/// `NFPROTO_*` of a family.
-pub(super) fn number(family: Family) -> u8 {
-    match family {
-        Family::Ipv4 => NFPROTO_IPV4,
-        Family::Ipv6 => NFPROTO_IPV6,
-    }
-}
-
-/// Why a plan was not applied. Nothing of it was.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The kernel refused these steps; it looked at all of them.
-    #[error("{}", .0.iter().map(Refused::to_string).collect::<Vec<_>>().join("; "))]
-    Refused(Vec<Refused>),
-    /// Anything else.
-    #[error(transparent)]
-    Netlink(#[from] Error),
-}
-
-/// Applies a plan as one batch; see [`encode`].
-pub fn apply(socket: &mut Socket, plan: &Plan, generation: Option<u32>) -> Result<(), ApplyError> {
-    let batch = encode(plan, generation);
-    socket.commit(&batch).map_err(|error| match error {
-        Error::Refused(refusals) => {
-            ApplyError::Refused(refusals.iter().map(|refusal| refused(plan, &batch, refusal)).collect())
+/// Sends a batch that was made of this plan; refusals come back with the steps that they are about.
+pub fn commit(socket: &mut Socket, plan: &Plan, batch: &Batch) -> Result<(), super::Error> {
+    match socket.commit(batch) {
+        Err(Error::Refused(refusals)) if refusals.iter().all(|r| r.errno != Errno::EPERM) => {
+            Err(super::Error::Refused(refusals.iter().map(|r| refused(plan, batch, r)).collect()))
         }
-        error => ApplyError::Netlink(error),
-    })
+        result => Ok(result?),
+    }
 }
 
 /// A step that the kernel refused, in words for people and numbers for programs.
@@ -350,7 +330,7 @@ pub fn refused(plan: &Plan, batch: &Batch, refusal: &Refusal) -> Refused {
         NFT_MSG_NEWSETELEM | NFT_MSG_DELSETELEM => refusal.offset.map(|o| elements_before(bytes, o)),
         _ => None,
     };
-    let table = TableName(if message.family == NFPROTO_IPV6 { Family::Ipv6 } else { Family::Ipv4 });
+    let table = TableName(if message.family == Family::Ipv6.number() { Family::Ipv6 } else { Family::Ipv4 });
     let step = locate(plan, object as usize + elements.unwrap_or(0));
     let object = match step.and_then(|(part, step)| plan.get(part)?.1.get(step)) {
         // The kernel says which element of a list it was (6.1, 6.12 and 6.18 do).

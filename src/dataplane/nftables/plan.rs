@@ -111,7 +111,7 @@ pub fn sticky_sets<'a>(chains: impl IntoIterator<Item = &'a Chain>) -> u32 {
 }
 
 /// The chain of a count that an element sends packets to.
-fn counted_chain(element: &Element) -> Option<Chain> {
+pub(in crate::dataplane) fn counted_chain(element: &Element) -> Option<Chain> {
     let verdict = match element {
         Element::Service(_, verdict) | Element::LocalService(_, verdict) => verdict,
         Element::Slot(_, _, verdict) | Element::Choice(_, _, verdict) => verdict,

@@ -101,7 +101,7 @@ impl Rule {
         let address = Register::FIRST;
         self.expressions.push(Expression::Map { set, key: Register::FIRST, to: address });
         let port = address.after(Field::DestinationAddress.length(self.family));
-        let family = family_pick(self.family, NFPROTO_IPV4, NFPROTO_IPV6).into();
+        let family = self.family.number().into();
         self.expressions.push(Expression::Dnat { family, address, port });
         self
     }
