@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use sluice::cluster::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Index, Interner, ObjectName, Protocol,
-    Service, ServicePort, TrafficPolicy,
+    Change, Endpoint, EndpointPort, EndpointSlice, Family, Index, Interner, ObjectName, Protocol, Service,
+    ServicePort,
 };
 use sluice::forwarding::{LocalDetection, NodeView, Settings};
 
@@ -16,27 +16,15 @@ fn http_port(number: u16) -> std::num::NonZeroU16 {
 /// The Service of this number.
 pub fn service(names: &mut Interner, number: u32) -> Change {
     let name = ObjectName::new(names.intern("default"), format!("service-{number}"));
+    let port = ServicePort {
+        name: names.intern("http"),
+        protocol: Protocol::Tcp,
+        port: http_port(80),
+        node_port: None,
+    };
     Change::Service(
         name.clone(),
-        Some(Service {
-            name,
-            created: 0,
-            cluster_ips: vec![IpAddr::V4(Ipv4Addr::from(0x0a60_0001 + number))],
-            external_ips: vec![],
-            load_balancer_ips: vec![],
-            source_ranges: vec![],
-            ports: vec![ServicePort {
-                name: names.intern("http"),
-                protocol: Protocol::Tcp,
-                port: http_port(80),
-                node_port: None,
-            }],
-            external_policy: TrafficPolicy::Cluster,
-            internal_policy: TrafficPolicy::Cluster,
-            affinity: None,
-            health_check_node_port: None,
-            traffic_distribution: None,
-        }),
+        Some(Service::new(name, vec![IpAddr::V4(Ipv4Addr::from(0x0a60_0001 + number))], vec![port])),
     )
 }
 
@@ -46,14 +34,7 @@ pub fn slice(names: &mut Interner, number: u32, endpoints: u32, generation: u32)
     let endpoint = |i: u32| {
         let last = i + 1 == endpoints;
         let host = number * endpoints + i + if last { 0x0040_0000 + generation } else { 0 };
-        Endpoint {
-            address: IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + host)),
-            conditions: Conditions { ready: true, serving: true, terminating: false },
-            node: None,
-            zone: None,
-            zone_hints: None,
-            node_hints: None,
-        }
+        Endpoint::ready(IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + host)))
     };
     let mut endpoints: Vec<Endpoint> = (0..endpoints).map(endpoint).collect();
     for (i, endpoint) in endpoints.iter_mut().enumerate() {

@@ -8,7 +8,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::dataplane::DataPlane;
 use crate::netlink::AddressChanges;
-use crate::reconcile::Reconciler;
+use crate::reconcile::{Reconciler, Report};
 use crate::source::Batch;
 
 /// How often the kernel is asked whether somebody else changed rules; one request of some 30 µs.
@@ -47,17 +47,9 @@ pub async fn run<D: DataPlane>(
     drift.set_missed_tick_behavior(MissedTickBehavior::Delay);
     addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     reconciler.refresh_host_addresses();
-    let mut complete = false;
-    let mut retry: Option<(Instant, Duration)> = None;
-    let mut look_again = Instant::now();
-    // The next commit may not be before this.
-    let mut not_before = Instant::now();
-    let mut waiting = false;
-    // What is missing of the Node, and when the log says it again.
-    let mut missing: Option<(Instant, &'static str)> = None;
+    let mut schedule = Schedule::new();
     loop {
-        let retry_at = retry.map(|(at, _)| at);
-        let say_again = missing.map(|(at, _)| at);
+        let wake = schedule.wake();
         tokio::select! {
             biased;
             () = terminate.wait() => {
@@ -69,59 +61,106 @@ pub async fn run<D: DataPlane>(
                     warn!("the source of objects ended; the rules stay in place");
                     return;
                 };
-                complete |= batch.synced;
-                reconciler.apply(batch.changes);
                 // What came meanwhile goes into the same transaction.
-                while let Ok(batch) = source.try_recv() {
-                    complete |= batch.synced;
+                for batch in std::iter::once(batch).chain(std::iter::from_fn(|| source.try_recv().ok())) {
+                    schedule.complete |= batch.synced;
                     reconciler.apply(batch.changes);
                 }
             }
-            () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
-            () = sleep_until(not_before), if waiting => {}
-            () = sleep_until(say_again.unwrap_or_else(Instant::now)), if say_again.is_some() => {}
-            _ = drift.tick(), if complete && missing.is_none() && retry.is_none() => {
-                if Instant::now() < look_again || !disturbed(&mut reconciler) {
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            _ = drift.tick(), if schedule.watches_for_drift() => {
+                if Instant::now() < schedule.look_again || !disturbed(&mut reconciler) {
                     continue;
                 }
                 reconciler.resync();
             }
             () = changed(&mut address_changes, &mut addresses) => {
                 reconciler.refresh_host_addresses();
-                if !complete || reconciler.desired().is_some() {
+                if !schedule.complete || reconciler.desired().is_some() {
                     continue;
                 }
             }
         }
-        if complete {
+        if schedule.complete {
             reconciler.listed();
-            missing = reconciler.missing_node().map(|what| say(what, reconciler.node_name(), missing));
-            if missing.is_some() {
-                continue;
-            }
+            let missing = reconciler.missing_node();
+            schedule.missing = missing.map(|what| say(what, reconciler.node_name(), schedule.missing));
         }
-        // Nothing is touched before the source has said everything once, nor before a retry is due.
-        if !complete || retry.is_some_and(|(at, _)| Instant::now() < at) {
-            continue;
+        if schedule.is_due() {
+            let result = without_blocking_others(|| reconciler.sync());
+            schedule.synced(result, min_sync_period);
         }
-        waiting = Instant::now() < not_before;
-        if waiting {
-            continue;
+    }
+}
+
+/// What the loop waits for.
+struct Schedule {
+    /// The source has said everything once; nothing is touched before.
+    complete: bool,
+    /// What is missing of the Node, and when the log says it again.
+    missing: Option<(Instant, &'static str)>,
+    /// After a failed sync: when to try again, and how long that was from the failure.
+    retry: Option<(Instant, Duration)>,
+    /// The next commit may not be before this.
+    not_before: Instant,
+    /// Something is to be synced then.
+    waiting: bool,
+    /// When it is time to look again whether somebody else changed rules.
+    look_again: Instant,
+}
+
+impl Schedule {
+    fn new() -> Schedule {
+        let now = Instant::now();
+        Schedule {
+            complete: false,
+            missing: None,
+            retry: None,
+            not_before: now,
+            waiting: false,
+            look_again: now,
         }
-        match without_blocking_others(|| reconciler.sync()) {
+    }
+
+    /// When there is something to do even if nothing happens.
+    fn wake(&self) -> Option<Instant> {
+        match (self.missing, self.retry) {
+            (Some((say_again, _)), _) => Some(say_again),
+            (None, Some((at, _))) => Some(at),
+            (None, None) => self.waiting.then_some(self.not_before),
+        }
+    }
+
+    /// Rules that were never written, or not as they should be, need not be watched.
+    fn watches_for_drift(&self) -> bool {
+        self.complete && self.missing.is_none() && self.retry.is_none()
+    }
+
+    /// Whether a sync may be done now; remembers if one is to be done later.
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        if !self.complete || self.missing.is_some() || self.retry.is_some_and(|(at, _)| now < at) {
+            return false;
+        }
+        self.waiting = now < self.not_before;
+        !self.waiting
+    }
+
+    fn synced<E: std::error::Error>(&mut self, result: Result<Report, E>, min_sync_period: Duration) {
+        match result {
             Ok(report) => {
-                retry = None;
+                self.retry = None;
                 if report.steps > 0 {
-                    not_before = Instant::now() + min_sync_period;
+                    self.not_before = Instant::now() + min_sync_period;
                 }
                 if report.full {
                     // Comparing everything may take at most a twentieth of the time.
-                    look_again = Instant::now() + report.elapsed * 20;
+                    self.look_again = Instant::now() + report.elapsed * 20;
                 }
             }
             Err(error) => {
-                let wait = retry.map_or(RETRY.0, |(_, wait)| (wait * 2).min(RETRY.1));
-                retry = Some((Instant::now() + wait, wait));
+                let wait = self.retry.map_or(RETRY.0, |(_, wait)| (wait * 2).min(RETRY.1));
+                self.retry = Some((Instant::now() + wait, wait));
                 error!(%error, retry_ms = wait.as_millis() as u64, "sync failed");
             }
         }

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::cluster::{Change, Family, Node, ObjectName, Protocol, Service, ServicePort, TrafficPolicy};
+use crate::cluster::{Change, Family, Node, ObjectName, Protocol, Service, ServicePort};
 use crate::config::{Config, merge};
 use crate::dataplane::memory::{Memory, Refused};
 use crate::dataplane::nftables::plan::{self, Observed, Plan, Usage};
@@ -65,20 +65,7 @@ fn service(n: u8) -> Change {
         port: 80.try_into().unwrap(),
         node_port: None,
     };
-    let service = Service {
-        name: name.clone(),
-        created: 0,
-        cluster_ips: vec![[10, 96, 0, n].into()],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        ports: vec![port],
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        health_check_node_port: None,
-        traffic_distribution: None,
-    };
+    let service = Service::new(name.clone(), vec![[10, 96, 0, n].into()], vec![port]);
     Change::Service(name, Some(service))
 }
 
@@ -87,15 +74,31 @@ fn node(addresses: &[IpAddr]) -> Change {
     Change::Node("node1".into(), Some(node))
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_first_commit_waits_for_the_node_and_its_address() {
+/// A loop over this plane, and where it reports.
+fn reconciler(plane: Timed) -> (Reconciler<Timed>, Arc<crate::health::Status>) {
     let merged = merge::merge(&merge::Given::default(), None).unwrap();
-    let config = Config::new(&merged, "node1").unwrap();
     let metrics = crate::metrics::Metrics::new().expect("names that do not clash");
     let reporting = crate::reporting::Reporting::new(Arc::new(metrics));
-    let (plane, status) = (Timed::default(), reporting.status.clone());
+    let status = reporting.status.clone();
+    (Reconciler::new(Config::new(&merged, "node1").unwrap(), plane, reporting), status)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_due_waits_for_the_node_without_spinning() {
+    let mut schedule = Schedule::new();
+    let (now, say_again) = (Instant::now(), Instant::now() + NODE_INTERVAL);
+    schedule.complete = true;
+    schedule.retry = Some((now, RETRY.0));
+    assert!(schedule.is_due() && schedule.wake() == Some(now));
+    schedule.missing = Some((say_again, "there is no such Node"));
+    assert!(!schedule.is_due() && schedule.wake() == Some(say_again));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_commit_waits_for_the_node_and_its_address() {
+    let plane = Timed::default();
     let commits = plane.commits.clone();
-    let mut reconciler = Reconciler::new(config, plane, reporting);
+    let (mut reconciler, status) = reconciler(plane);
     reconciler.require_node();
     let ready = || status.readyz().status().as_u16();
     let done = || commits.lock().unwrap().len();
@@ -125,7 +128,6 @@ async fn the_first_commit_waits_for_the_node_and_its_address() {
 
 /// When commits come, in tenths of a second, if Services come at `changes`.
 async fn commits(min_sync_period: Duration, changes: &[u64]) -> Vec<u64> {
-    let merged = merge::merge(&merge::Given::default(), None).unwrap();
     let plane = Timed::default();
     let times = plane.commits.clone();
     let (tx, rx) = mpsc::channel(16);
@@ -138,11 +140,7 @@ async fn commits(min_sync_period: Duration, changes: &[u64]) -> Vec<u64> {
         tokio::time::sleep(Duration::from_secs(60)).await;
         drop(tx);
     };
-    let config = Config::new(&merged, "node1").unwrap();
-    let reporting = crate::reporting::Reporting::new(std::sync::Arc::new(
-        crate::metrics::Metrics::new().expect("names that do not clash"),
-    ));
-    tokio::join!(run(Reconciler::new(config, plane, reporting), rx, min_sync_period), source);
+    tokio::join!(run(reconciler(plane).0, rx, min_sync_period), source);
     let times = times.lock().unwrap();
     times.iter().map(|at| (at.duration_since(start).as_millis() as u64 + 50) / 100).collect()
 }

@@ -160,6 +160,26 @@ pub struct Service {
     pub traffic_distribution: Option<TrafficDistribution>,
 }
 
+impl Service {
+    /// A Service of type ClusterIP, everything else as the API's defaults have it.
+    pub fn new(name: ObjectName, cluster_ips: Vec<IpAddr>, ports: Vec<ServicePort>) -> Service {
+        Service {
+            name,
+            created: 0,
+            cluster_ips,
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            source_ranges: vec![],
+            ports,
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_node_port: None,
+            traffic_distribution: None,
+        }
+    }
+}
+
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
@@ -212,6 +232,11 @@ pub struct Conditions {
     pub terminating: bool,
 }
 
+impl Conditions {
+    /// Of an endpoint that takes connections.
+    pub const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
+}
+
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -227,6 +252,14 @@ pub struct Endpoint {
     pub zone_hints: Option<Box<[Arc<str>]>>,
     /// `hints.forNodes[].name`; `None` where the endpoint has no node hints.
     pub node_hints: Option<Box<[Arc<str>]>>,
+}
+
+impl Endpoint {
+    /// A ready endpoint, of which nothing else is known.
+    pub fn ready(address: IpAddr) -> Endpoint {
+        let conditions = Conditions::READY;
+        Endpoint { address, conditions, node: None, zone: None, zone_hints: None, node_hints: None }
+    }
 }
 
 /// A Node; only the own node's is of interest.

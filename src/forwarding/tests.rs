@@ -22,20 +22,8 @@ fn node() -> NodeView {
 }
 
 fn service(name: &str, cluster_ips: &[&str]) -> Service {
-    Service {
-        name: ObjectName::new("default", name),
-        created: 0,
-        cluster_ips: cluster_ips.iter().map(|a| a.parse().unwrap()).collect(),
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        ports: vec![port("http", 80, None)],
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        health_check_node_port: None,
-        traffic_distribution: None,
-    }
+    let cluster_ips = cluster_ips.iter().map(|a| a.parse().unwrap()).collect();
+    Service::new(ObjectName::new("default", name), cluster_ips, vec![port("http", 80, None)])
 }
 
 fn port(name: &str, number: u16, node_port: Option<u16>) -> ServicePort {
@@ -52,7 +40,7 @@ fn port(name: &str, number: u16, node_port: Option<u16>) -> ServicePort {
 fn endpoint(text: &str) -> Endpoint {
     let mut words = text.split(' ');
     let (address, on) = words.next().unwrap().split_once('@').unwrap();
-    let mut conditions = Conditions { ready: true, serving: true, terminating: false };
+    let mut conditions = Conditions::READY;
     let (mut zones, mut nodes) = (vec![], vec![]);
     for word in words {
         match word {
@@ -67,12 +55,11 @@ fn endpoint(text: &str) -> Endpoint {
     }
     let hints = |list: Vec<Arc<str>>| (!list.is_empty()).then(|| list.into());
     Endpoint {
-        address: address.parse().unwrap(),
         conditions,
         node: (!on.is_empty()).then(|| on.into()),
-        zone: None,
         zone_hints: hints(zones),
         node_hints: hints(nodes),
+        ..Endpoint::ready(address.parse().unwrap())
     }
 }
 

@@ -1,9 +1,5 @@
-use std::net::IpAddr;
-
 use super::*;
-use crate::cluster::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServicePort, TrafficPolicy,
-};
+use crate::cluster::{Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServicePort, TrafficPolicy};
 
 const REPORT: Report = Report { full: false, services: 1, steps: 3, elapsed: Duration::from_millis(3) };
 
@@ -31,31 +27,15 @@ fn service(external_policy: TrafficPolicy) -> Change {
         node_port: None,
     };
     let service = Service {
-        name: name(),
-        created: 0,
-        cluster_ips: vec!["10.96.0.1".parse().unwrap()],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        ports: vec![port],
         external_policy,
-        internal_policy: TrafficPolicy::Cluster,
-        affinity: None,
         health_check_node_port: 32000.try_into().ok().filter(|_| external_policy == TrafficPolicy::Local),
-        traffic_distribution: None,
+        ..Service::new(name(), vec!["10.96.0.1".parse().unwrap()], vec![port])
     };
     Change::Service(name(), Some(service))
 }
 
 fn slice(address: &str, on: &str, triggered: Option<SystemTime>) -> Change {
-    let endpoint = Endpoint {
-        address: address.parse::<IpAddr>().unwrap(),
-        conditions: Conditions { ready: true, serving: true, terminating: false },
-        node: Some(on.into()),
-        zone: None,
-        zone_hints: None,
-        node_hints: None,
-    };
+    let endpoint = Endpoint { node: Some(on.into()), ..Endpoint::ready(address.parse().unwrap()) };
     let port = EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 80.try_into().unwrap() };
     let slice = EndpointSlice {
         name: ObjectName::new("ns", "a1"),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluice::cluster::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol, Service,
-    ServicePort, TrafficPolicy,
+    ServicePort,
 };
 use sluice::config::Config;
 use sluice::config::merge::{Given, merge};
@@ -190,40 +190,22 @@ fn ask(clients: &[UdpSocket]) -> Vec<(String, String)> {
 
 fn service() -> Change {
     let name = ObjectName::new("default", "dns");
-    let service = Service {
-        name: name.clone(),
-        created: 0,
-        cluster_ips: vec!["10.96.0.10".parse().unwrap()],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        ports: vec![ServicePort {
-            name: "".into(),
-            protocol: Protocol::Udp,
-            port: 53.try_into().unwrap(),
-            node_port: None,
-        }],
-        external_policy: TrafficPolicy::Cluster,
-        internal_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        health_check_node_port: None,
-        traffic_distribution: None,
+    let port = ServicePort {
+        name: "".into(),
+        protocol: Protocol::Udp,
+        port: 53.try_into().unwrap(),
+        node_port: None,
     };
-    Change::Service(name, Some(service))
+    Change::Service(name.clone(), Some(Service::new(name, vec!["10.96.0.10".parse().unwrap()], vec![port])))
 }
 
 /// Endpoints by the last number of their address; a `t` after it: terminating, but serving.
 fn slice(endpoints: &str) -> Change {
     let endpoint = |text: &str| {
         let ready = !text.ends_with('t');
-        Endpoint {
-            address: format!("10.128.0.{}", text.trim_end_matches('t')).parse().unwrap(),
-            conditions: Conditions { ready, serving: true, terminating: !ready },
-            node: Some("node1".into()),
-            zone: None,
-            zone_hints: None,
-            node_hints: None,
-        }
+        let address = format!("10.128.0.{}", text.trim_end_matches('t')).parse().unwrap();
+        let conditions = Conditions { ready, serving: true, terminating: !ready };
+        Endpoint { conditions, node: Some("node1".into()), ..Endpoint::ready(address) }
     };
     let slice = EndpointSlice {
         name: ObjectName::new("default", "dns-1"),

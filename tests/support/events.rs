@@ -97,30 +97,27 @@ fn service() -> impl Strategy<Value = Service> {
                 .collect();
                 let has = |f| cluster_ips.iter().any(|a| Family::of(*a) == f);
                 let own = |list: Vec<IpAddr>| list.into_iter().filter(|a| has(Family::of(*a))).collect();
+                let ports = ports
+                    .into_iter()
+                    .enumerate()
+                    .filter_map(|(i, (name, number, protocol))| {
+                        Some(ServicePort {
+                            name: name.into(),
+                            protocol: Protocol::from_number(protocol)?,
+                            port: number.try_into().ok()?,
+                            node_port: node_port.and_then(|p| (p + i as u16).try_into().ok()),
+                        })
+                    })
+                    .collect();
                 Service {
-                    name: ObjectName::new("", ""),
                     created,
                     external_ips: own(external),
                     load_balancer_ips: own(lb),
                     source_ranges: ranges.iter().filter_map(|r| r.parse().ok()).collect(),
-                    ports: ports
-                        .into_iter()
-                        .enumerate()
-                        .filter_map(|(i, (name, number, protocol))| {
-                            Some(ServicePort {
-                                name: name.into(),
-                                protocol: Protocol::from_number(protocol)?,
-                                port: number.try_into().ok()?,
-                                node_port: node_port.and_then(|p| (p + i as u16).try_into().ok()),
-                            })
-                        })
-                        .collect(),
                     external_policy: ext,
                     internal_policy: int,
                     affinity,
-                    health_check_node_port: None,
-                    traffic_distribution: None,
-                    cluster_ips,
+                    ..Service::new(ObjectName::new("", ""), cluster_ips, ports)
                 }
             },
         )
@@ -153,7 +150,7 @@ fn endpoint() -> impl Strategy<Value = (u8, Endpoint)> {
     let hint = || prop::option::weighted(0.3, prop::sample::select(vec!["zone-a", "zone-b"]));
     (0..8u8, prop::option::of(1..3u8), 0..6u8, hint()).prop_map(|(address, node, state, zone)| {
         let conditions = match state {
-            0..=2 => Conditions { ready: true, serving: true, terminating: false },
+            0..=2 => Conditions::READY,
             3 => Conditions { ready: false, serving: true, terminating: true },
             4 => Conditions { ready: false, serving: false, terminating: true },
             _ => Conditions { ready: false, serving: false, terminating: false },
@@ -161,10 +158,7 @@ fn endpoint() -> impl Strategy<Value = (u8, Endpoint)> {
         let zone_hints = zone.map(|z| vec![Arc::from(z)].into());
         let node = node.map(|n| Arc::from(format!("node{n}")));
         let address_later = IpAddr::from([0, 0, 0, 0]);
-        (
-            address,
-            Endpoint { address: address_later, conditions, node, zone: None, zone_hints, node_hints: None },
-        )
+        (address, Endpoint { conditions, node, zone_hints, ..Endpoint::ready(address_later) })
     })
 }
 
