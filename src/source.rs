@@ -7,6 +7,7 @@ pub mod convert;
 pub mod kubernetes;
 pub mod manifests;
 pub mod objects;
+mod read;
 
 use std::sync::Arc;
 

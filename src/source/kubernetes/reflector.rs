@@ -14,11 +14,12 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::super::read::Object;
 use super::connection::Connection;
 use super::error::Error;
 use super::outage::Outages;
 use super::request::{self, Bookmark, Event, Page};
-use super::resource::{Object, Resource};
+use super::resource::Resource;
 use super::status::ApiStatus;
 use super::{PAGE, Timing};
 use crate::cluster::{Change, Interner};

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::super::convert::{self, Outcome};
-use super::super::{Id, objects};
+use super::super::objects;
+use super::super::read::{Kind, Object};
 use super::request::escape;
-use crate::cluster::{Change, Interner};
+use crate::cluster::Interner;
 
 /// How many resources there are.
 pub(super) const COUNT: usize = 4;
@@ -80,74 +79,19 @@ impl Resource {
         }
     }
 
-    /// What an object says.
+    fn kind(&self) -> Kind {
+        match self {
+            Resource::Services => Kind::Service,
+            Resource::EndpointSlices => Kind::EndpointSlice,
+            Resource::Node(_) => Kind::Node,
+            Resource::ServiceCidrs => Kind::ServiceCidr,
+        }
+    }
+
+    /// What an object says; its neighbours are parsed on their own.
     pub(super) fn read(&self, raw: &str, names: &mut Interner) -> Object {
-        match self {
-            Resource::Services => self.typed(raw, names, |o: &objects::Service, names| {
-                convert::service(o, names).map(|s| Change::Service(s.name.clone(), Some(s)))
-            }),
-            Resource::EndpointSlices => self.typed(raw, names, |o: &objects::EndpointSlice, names| {
-                convert::endpoint_slice(o, names).map(|s| Change::EndpointSlice(s.name.clone(), Some(s)))
-            }),
-            Resource::Node(_) => self.typed(raw, names, |o: &objects::Node, names| {
-                convert::node(o, names).map(|n| Change::Node(n.name.clone(), Some(n)))
-            }),
-            Resource::ServiceCidrs => self.typed(raw, names, |o: &objects::ServiceCidr, names| {
-                convert::service_cidr(o, names).map(|c| Change::ServiceCidr(c.name.clone(), Some(c)))
-            }),
-        }
+        self.kind().read(&mut serde_json::Deserializer::from_str(raw), || bare_metadata(raw), names)
     }
-
-    /// An object that is not what its kind says is left out alone: its neighbours are parsed on their own.
-    fn typed<T: DeserializeOwned + objects::Object>(
-        &self,
-        raw: &str,
-        names: &mut Interner,
-        convert: impl FnOnce(&T, &mut Interner) -> Outcome<Change>,
-    ) -> Object {
-        let object: T = match serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(raw)) {
-            Ok(object) => object,
-            Err(error) => {
-                let metadata = bare_metadata(raw);
-                let id = self.id(&metadata, names);
-                let warning = format!("{id} is left out: {}: {}", error.path().clone(), error.into_inner());
-                let version = metadata.resource_version.unwrap_or_default();
-                return Object { id, version, change: None, warnings: vec![warning], skipped: true };
-            }
-        };
-        let id = self.id(object.metadata(), names);
-        let version = object.metadata().resource_version.clone().unwrap_or_default();
-        let (change, warnings, skipped) = match convert(&object, names) {
-            Outcome::Value(change, warnings) => {
-                (Some(change), warnings.iter().map(|w| format!("{id}: {w}")).collect(), false)
-            }
-            Outcome::Ignored => (None, vec![], false),
-            Outcome::Invalid(invalid) => (None, vec![format!("{id} is left out: {invalid}")], true),
-        };
-        Object { id, version, change, warnings, skipped }
-    }
-
-    fn id(&self, metadata: &objects::Metadata, names: &mut Interner) -> Id {
-        match self {
-            Resource::Services => Id::Service(convert::name(metadata, names)),
-            Resource::EndpointSlices => Id::EndpointSlice(convert::name(metadata, names)),
-            Resource::Node(_) => Id::Node(names.intern(&metadata.name)),
-            Resource::ServiceCidrs => Id::ServiceCidr(names.intern(&metadata.name)),
-        }
-    }
-}
-
-/// What an object says.
-#[derive(Debug)]
-pub(super) struct Object {
-    pub(super) id: Id,
-    /// `metadata.resourceVersion`.
-    pub(super) version: String,
-    /// The value; `None` where there is none for this proxy.
-    pub(super) change: Option<Change>,
-    /// What is left out: parts of the object, or where `skipped` all of it.
-    pub(super) warnings: Vec<String>,
-    pub(super) skipped: bool,
 }
 
 /// As much of the metadata as can be read of an object that cannot be read as a whole.

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::super::convert::{self, Outcome};
 use super::super::objects;
+use super::super::read::Kind;
 use crate::cluster::{Change, Interner};
 
 /// A file that is not YAML, or not JSON.
@@ -37,6 +35,13 @@ pub(super) struct Parsed {
     pub(super) warnings: Vec<String>,
     pub(super) invalid: usize,
     pub(super) skipped: BTreeMap<String, usize>,
+}
+
+impl Parsed {
+    fn leave_out(&mut self, what: String) {
+        self.invalid += 1;
+        self.warnings.push(what);
+    }
 }
 
 pub(super) fn parse(path: &Path, bytes: &[u8], names: &mut Interner) -> Result<Parsed, SyntaxError> {
@@ -71,20 +76,17 @@ fn yaml(text: &str) -> Result<Vec<Value>, SyntaxError> {
     })
 }
 
-/// What tells an object's kind.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+/// An object's `apiVersion` and `kind`.
 struct Header {
-    api_version: Option<String>,
-    kind: Option<String>,
+    version: String,
+    kind: String,
 }
 
-fn take(document: Value, list_kind: Option<&Header>, parsed: &mut Parsed, names: &mut Interner) {
+fn take(document: Value, list_of: Option<&Header>, parsed: &mut Parsed, names: &mut Interner) {
     let Value::Object(mut object) = document else {
         // An empty document is nothing.
         if !document.is_null() {
-            parsed.invalid += 1;
-            parsed.warnings.push("a document is no object; it is left out".into());
+            parsed.leave_out("a document is no object; it is left out".into());
         }
         return;
     };
@@ -93,91 +95,42 @@ fn take(document: Value, list_kind: Option<&Header>, parsed: &mut Parsed, names:
     }
     let word = |key: &str| object.get(key).and_then(Value::as_str).map(str::to_owned);
     // The items of a ServiceList and its like need not repeat their kind.
-    let kind = word("kind").or_else(|| list_kind?.kind.clone()).unwrap_or_default();
-    let version = word("apiVersion").or_else(|| list_kind?.api_version.clone()).unwrap_or_default();
+    let kind = word("kind").or_else(|| Some(list_of?.kind.clone())).unwrap_or_default();
+    let version = word("apiVersion").or_else(|| Some(list_of?.version.clone())).unwrap_or_default();
     if let Some(of) = kind.strip_suffix("List")
         && let Some(Value::Array(items)) = object.get_mut("items").map(Value::take)
     {
-        let header = Header {
-            api_version: Some(version).filter(|_| !of.is_empty()),
-            kind: Some(of.to_owned()).filter(|_| !of.is_empty()),
-        };
-        items.into_iter().for_each(|item| take(item, Some(&header), parsed, names));
+        let header = Header { version, kind: of.to_owned() };
+        let list_of = Some(&header).filter(|_| !of.is_empty());
+        items.into_iter().for_each(|item| take(item, list_of, parsed, names));
         return;
     }
-    let object = Value::Object(object);
-    match (version.as_str(), kind.as_str()) {
-        ("v1", "Service") => typed(object, "Service", parsed, |o: &objects::Service| {
-            let name = convert::name(&o.metadata, names);
-            (name.to_string(), convert::service(o, names).map(|s| Change::Service(name, Some(s))))
-        }),
-        ("discovery.k8s.io/v1", "EndpointSlice") => {
-            typed(object, "EndpointSlice", parsed, |o: &objects::EndpointSlice| {
-                let name = convert::name(&o.metadata, names);
-                let outcome = convert::endpoint_slice(o, names);
-                (name.to_string(), outcome.map(|s| Change::EndpointSlice(name, Some(s))))
-            });
-        }
-        ("v1", "Node") => typed(object, "Node", parsed, |o: &objects::Node| {
-            let outcome = convert::node(o, names).map(|n| Change::Node(n.name.clone(), Some(n)));
-            (o.metadata.name.clone(), outcome)
-        }),
-        ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => {
-            typed(object, "ServiceCIDR", parsed, |o: &objects::ServiceCidr| {
-                let outcome = convert::service_cidr(o, names);
-                (o.metadata.name.clone(), outcome.map(|c| Change::ServiceCidr(c.name.clone(), Some(c))))
-            });
-        }
-        (_, "") => {
-            parsed.invalid += 1;
-            parsed.warnings.push("an object has no kind; it is left out".into());
-        }
+    let known = match (version.as_str(), kind.as_str()) {
+        ("v1", "Service") => Kind::Service,
+        ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
+        ("v1", "Node") => Kind::Node,
+        ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => Kind::ServiceCidr,
+        (_, "") => return parsed.leave_out("an object has no kind; it is left out".into()),
         ("", "Service" | "EndpointSlice" | "Node" | "ServiceCIDR") => {
-            parsed.invalid += 1;
-            parsed.warnings.push(format!("a {kind} has no apiVersion; it is left out"));
+            return parsed.leave_out(format!("a {kind} has no apiVersion; it is left out"));
         }
         ("discovery.k8s.io/v1beta1", "EndpointSlice") => {
-            parsed.invalid += 1;
             let remedy = "apiVersion must be discovery.k8s.io/v1";
-            parsed
-                .warnings
-                .push(format!("an EndpointSlice of discovery.k8s.io/v1beta1 is left out: {remedy}"));
+            let what = format!("an EndpointSlice of discovery.k8s.io/v1beta1 is left out: {remedy}");
+            return parsed.leave_out(what);
         }
-        (_, other) => *parsed.skipped.entry(other.to_owned()).or_default() += 1,
-    }
+        (_, other) => return *parsed.skipped.entry(other.to_owned()).or_default() += 1,
+    };
+    let bare = bare_metadata(&object);
+    let read = known.read(Value::Object(object), || bare, names);
+    parsed.warnings.extend(read.warnings);
+    parsed.changes.extend(read.change);
+    parsed.invalid += usize::from(read.skipped);
 }
 
-fn typed<T: DeserializeOwned>(
-    object: Value,
-    kind: &str,
-    parsed: &mut Parsed,
-    convert: impl FnOnce(&T) -> (String, Outcome<Change>),
-) {
-    let at =
-        |key: &str| object.get("metadata").and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or("");
-    let (namespace, name) = (at("namespace").to_owned(), at("name").to_owned());
-    match serde_path_to_error::deserialize::<_, T>(object) {
-        Ok(object) => {
-            let (name, outcome) = convert(&object);
-            match outcome {
-                Outcome::Value(change, warnings) => {
-                    parsed.warnings.extend(warnings.iter().map(|w| format!("{kind} {name}: {w}")));
-                    parsed.changes.push(change);
-                }
-                Outcome::Ignored => {}
-                Outcome::Invalid(invalid) => {
-                    parsed.invalid += 1;
-                    parsed.warnings.push(format!("{kind} {name} is left out: {invalid}"));
-                }
-            }
-        }
-        Err(error) => {
-            parsed.invalid += 1;
-            let slash = if namespace.is_empty() { "" } else { "/" };
-            let path = error.path().to_string();
-            let problem =
-                format!("{kind} {namespace}{slash}{name} is left out: {path}: {}", error.into_inner());
-            parsed.warnings.push(problem);
-        }
-    }
+/// As much of the metadata as names an object that cannot be read as a whole.
+fn bare_metadata(object: &Map<String, Value>) -> objects::Metadata {
+    let metadata = object.get("metadata");
+    let at = |key: &str| metadata.and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or("").to_owned();
+    objects::Metadata { name: at("name"), namespace: at("namespace"), ..objects::Metadata::default() }
 }
