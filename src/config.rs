@@ -63,7 +63,7 @@ pub enum NodePortAddress {
     Primary,
     /// Every address of the host but loopback and link-local ones.
     All,
-    /// Loopback addresses, where NodePorts are not served: it adds none.
+    /// 127.0.0.1 and ::1, by [`crate::relay`].
     Localhost,
     /// Addresses of the host in this range.
     Cidr(IpNet),
@@ -220,7 +220,7 @@ impl Config {
             for word in words {
                 match word {
                     NodePortAddress::Primary => node_port_addresses.extend(primary.iter().filter(of_family)),
-                    NodePortAddress::Localhost => {}
+                    NodePortAddress::Localhost => node_port_addresses.push(family.loopback()),
                     NodePortAddress::All => node_port_addresses.extend(own()),
                     NodePortAddress::Cidr(net) => {
                         node_port_addresses.extend(own().filter(|a| net.contains(*a)))

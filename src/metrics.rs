@@ -62,6 +62,14 @@ const NO_LOCAL_ENDPOINTS: Named = (
 const HEALTHZ: Named = ("kubeproxy_proxy_healthz_total", "Cumulative proxy healthz HTTP status");
 const LIVEZ: Named = ("kubeproxy_proxy_livez_total", "Cumulative proxy livez HTTP status");
 
+// kube-proxy's of 1.37.
+const RELAY_LISTENERS: Named =
+    ("kubeproxy_nftables_localhost_nodeport_listeners", "NodePorts that are open on a loopback address");
+const RELAY_FAILURES: Named = (
+    "kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total",
+    "NodePorts that could not be opened on a loopback address",
+);
+
 // Ours.
 const SYNC_STEPS: Named = (
     "sluice_sync_steps",
@@ -135,6 +143,10 @@ pub struct Metrics {
     pub healthz: IntCounterVec,
     /// Answers of `/livez` by status code.
     pub livez: IntCounterVec,
+    /// NodePorts that are open on a loopback address.
+    pub relay_listeners: [IntGauge; 2],
+    /// Those that could not be opened.
+    pub relay_failures: [IntCounter; 2],
     /// Steps that a sync applied.
     pub sync_steps: Histogram,
     /// Syncs that failed, by stage.
@@ -175,6 +187,12 @@ impl Metrics {
             no_local_external: by_family(no_local, |vec, f| vec.with_label_values(&[f, "external"])),
             healthz: counter_vec(r, HEALTHZ, "code")?,
             livez: counter_vec(r, LIVEZ, "code")?,
+            relay_listeners: by_family(gauge_vec(r, RELAY_LISTENERS, &[FAMILY])?, |vec, family| {
+                vec.with_label_values(&[family])
+            }),
+            relay_failures: by_family(counter_vec(r, RELAY_FAILURES, FAMILY)?, |vec, family| {
+                vec.with_label_values(&[family])
+            }),
             sync_steps: histogram(r, SYNC_STEPS, step_buckets()?)?,
             failures: counter_vec(r, SYNC_FAILURES, "stage")?,
             foreign_changes: counter(r, FOREIGN_CHANGES)?,

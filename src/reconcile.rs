@@ -1,6 +1,7 @@
 //! The reconcile loop's body: changes in, one transaction out.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -9,7 +10,8 @@ use crate::cluster::{Change, Index, ObjectName};
 use crate::config::{self, Config};
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
-use crate::forwarding::{Changes, Conflict, Desired};
+use crate::forwarding::{Changes, Conflict, Desired, Key};
+use crate::relay::{Backend, Relay};
 use crate::reporting::Reporting;
 
 /// Holds the desired state of one node and brings a data plane to it.
@@ -26,6 +28,7 @@ pub struct Reconciler<D> {
     /// The next full sync is due to rules that another program changed.
     drift: bool,
     conntrack: Option<Cleaner>,
+    relay: Option<Arc<Relay>>,
     /// The first sync has to wait for the own Node.
     node_required: bool,
 }
@@ -58,6 +61,7 @@ impl<D: DataPlane> Reconciler<D> {
             reporting,
             drift: false,
             conntrack: None,
+            relay: None,
             node_required: false,
         }
     }
@@ -89,6 +93,11 @@ impl<D: DataPlane> Reconciler<D> {
     /// Connections that a sync makes stale are deleted from now on.
     pub fn clean_conntrack(&mut self, cleaner: Cleaner) {
         self.conntrack = Some(cleaner);
+    }
+
+    /// NodePorts on loopback addresses are relayed from now on.
+    pub fn relay(&mut self, relay: Arc<Relay>) {
+        self.relay = Some(relay);
     }
 
     /// The source has said everything once.
@@ -154,6 +163,7 @@ impl<D: DataPlane> Reconciler<D> {
         let worked_out: Vec<ObjectName> = dirty.services.into_iter().collect();
         let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(&worked_out)? };
         self.tell(&changes);
+        self.update_relay(&changes, full);
         let elapsed = start.elapsed();
         if let Some(conntrack) = &mut self.conntrack {
             conntrack.applied(&changes);
@@ -230,6 +240,18 @@ impl<D: DataPlane> Reconciler<D> {
         }
         self.desired = Some(desired);
         Ok((steps, changes))
+    }
+
+    fn update_relay(&self, changes: &Changes, full: bool) {
+        let (Some(relay), Some(desired)) = (&self.relay, &self.desired) else { return };
+        if !full && changes.relayed.is_empty() {
+            return;
+        }
+        let backend = |key: &Key| {
+            let (frontend, service) = desired.frontend(key)?;
+            Some(Backend { service: service.name.clone(), target: frontend.inside.clone() })
+        };
+        relay.update(changes.relayed.iter().map(|key| (*key, backend(key))), full);
     }
 
     /// Warns of what the operator should know, once while it lasts.

@@ -288,3 +288,26 @@ From an outside client:
         json["answers"].as_array().expect("a list").iter().map(|a| &a["verdict"]).collect();
     assert_eq!(verdicts, ["forwarded"; 3]);
 }
+
+#[test]
+fn node_ports_on_loopback_are_this_hosts_and_tcp() {
+    let at = |what: &str| sluice(&format!("{what} --nodeport-addresses=localhost"));
+    let (status, words) = at("127.0.0.1:30082");
+    let expected = "\
+127.0.0.1:30082/tcp is served as NodePort of default/away
+
+From a pod or an outside client:
+  left alone: this is the client's own loopback address
+
+From this node:
+  forwarded to 1 endpoint
+    10.128.1.5:8080 on node2
+  masqueraded: relayed by the agent, which makes a connection of its own
+";
+    assert_eq!((status, &*words), (Some(0), expected));
+    let (status, words) = at("127.0.0.1:30082/udp --from 127.0.0.1");
+    assert_eq!(status, Some(1));
+    assert!(words.contains("NodePorts on loopback addresses are served for TCP only"), "{words}");
+    assert_eq!(sluice("127.0.0.1:30082").0, Some(1), "not by default");
+    assert_eq!(at("198.18.0.11:30082").0, Some(1), "there only");
+}

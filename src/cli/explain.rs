@@ -32,13 +32,14 @@ JSON (--format json), one object; fields and words stay, new ones may come:
   answers        one each for a pod, this node, an outside client; or one for --from:
     client         origin (pod, node, outside), address, countsAsPod, countsAsNode
     verdict        forwarded, refused, dropped, untouched
-    reason         null, no-endpoints, no-such-port, no-local-endpoints, source-not-allowed, not-allocated, not-ours
+    reason         null, no-endpoints, no-such-port, no-local-endpoints, source-not-allowed, not-allocated, not-ours,
+                   not-relayed, own-loopback
     policy         null, Cluster, Local
     sharePercent   of each endpoint; null where there is none
     endpoints      address, node, because (ready, still-serving), hairpin (masqueraded if it is the client itself)
     leftOut        address, port, because (not-ready, terminated, terminating, hinted-for-another-zone,
                    hinted-for-another-node, not-on-this-node, other-family, no-such-port, duplicate, too-many)
-    masqueraded    null, all, off-cluster, external, own";
+    masqueraded    null, all, off-cluster, external, own, relayed";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]

@@ -15,12 +15,13 @@ use super::logging;
 use super::servers;
 use super::settings::{File, Settings};
 use crate::app;
-use crate::config::Config;
+use crate::config::{Config, NodePortAddress};
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::dataplane::nftables::Nftables;
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
+use crate::relay::Relay;
 use crate::reporting::Reporting;
 use crate::source::manifests::Manifests;
 
@@ -83,7 +84,7 @@ impl Run {
         let reporting = Reporting::new(metrics);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
-            let _servers = servers::start(&config.servers, &reporting, plane.name())?;
+            let mut servers = servers::start(&config.servers, &reporting, plane.name())?;
             let (tx, rx) = mpsc::channel(QUEUE);
             let source = match manifests {
                 Some(manifests) => tokio::spawn(manifests.run(tx)),
@@ -95,9 +96,15 @@ impl Run {
                 }
             };
             let min_sync_period = config.min_sync_period;
+            let relay = config.node_port_addresses.contains(&NodePortAddress::Localhost);
+            let relay = relay.then(|| Arc::new(Relay::new(reporting.metrics.clone())));
             let mut reconciler = Reconciler::new(config, plane, reporting);
             if self.settings.manifests.is_none() {
                 reconciler.require_node();
+            }
+            if let Some(relay) = relay {
+                reconciler.relay(relay.clone());
+                servers.spawn(relay.serve());
             }
             match Cleaner::start() {
                 Ok(cleaner) => reconciler.clean_conntrack(cleaner),

@@ -7,7 +7,8 @@ use tokio::task::JoinSet;
 
 use crate::config::Servers;
 use crate::health::servers;
-use crate::http::{Route, Server};
+use crate::http::{self, Route};
+use crate::listen::Listening;
 use crate::reporting::Reporting;
 
 /// Connections at a time to each of the two servers.
@@ -30,11 +31,11 @@ pub fn start(
         let Some(address) = address else { continue };
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         if config.bind_hard_fail {
-            let server = Server::bind(flag, address, connections, route)?;
+            let server = http::bind(flag, address, connections, route)?;
             tasks.spawn(keep(server));
         } else {
             tasks.spawn(async move {
-                keep(Server::bind_when_free(flag, address, connections, route).await).await;
+                keep(http::bind_when_free(flag, address, connections, route).await).await;
             });
         }
     }
@@ -42,6 +43,6 @@ pub fn start(
 }
 
 /// Serves until the task is dropped.
-async fn keep(_server: Server) {
+async fn keep(_server: Listening) {
     std::future::pending().await
 }

@@ -1,7 +1,7 @@
 //! The compact objects. See [`crate::cluster`].
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -34,6 +34,14 @@ impl Family {
     /// The family of an address.
     pub fn of(address: IpAddr) -> Family {
         if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+    }
+
+    /// 127.0.0.1 or ::1.
+    pub fn loopback(self) -> IpAddr {
+        match self {
+            Family::Ipv4 => Ipv4Addr::LOCALHOST.into(),
+            Family::Ipv6 => Ipv6Addr::LOCALHOST.into(),
+        }
     }
 
     /// The family of a network.

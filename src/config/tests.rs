@@ -325,9 +325,10 @@ fn node_ports_are_on_the_primary_addresses_unless_told_otherwise() {
     assert_eq!(at(&index, ""), parse(&["10.0.0.2", "fd00::1"]));
     assert_eq!(at(&index, "primary,192.168.0.0/16"), parse(&["10.0.0.2", "192.168.0.1", "fd00::1"]));
     assert_eq!(at(&index, "0.0.0.0/0"), parse(&["10.0.0.1", "10.0.0.2", "192.168.0.1", "fd00::1"]));
-    assert_eq!(at(&index, "127.0.0.0/8"), parse(&["fd00::1"]), "never on loopback");
-    assert_eq!(at(&index, "localhost"), parse(&[]), "never on loopback");
-    assert_eq!(at(&index, "localhost,primary"), parse(&["10.0.0.2", "fd00::1"]));
+    assert_eq!(at(&index, "127.0.0.0/8"), parse(&["fd00::1"]), "a range has no loopback addresses");
+    assert_eq!(at(&index, "all"), at(&index, "0.0.0.0/0,::/0"));
+    assert_eq!(at(&index, "localhost"), parse(&["127.0.0.1", "::1"]));
+    assert_eq!(at(&index, "localhost,primary"), parse(&["10.0.0.2", "127.0.0.1", "::1", "fd00::1"]));
     let view = with_flags(&["--bind-address=10.0.0.1"]).unwrap().view(&index, &host);
     assert_eq!(
         view.node.node_port_addresses,

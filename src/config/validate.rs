@@ -45,12 +45,12 @@ impl Config {
         let c = &merged.configuration;
         let mut problems = Problems { merged, found: Vec::new() };
         let mut warnings = merged.warnings.clone();
-        let notices = mode(c, &mut problems).into_iter().collect();
+        let mut notices: Vec<String> = mode(c, &mut problems).into_iter().collect();
         warnings.extend(gates(c));
         let config = Config {
             node_name: node_name(c, host_name, &mut problems).into(),
             detect_local: detect_local(c, &mut problems),
-            node_port_addresses: node_port_addresses(c, &mut problems, &mut warnings),
+            node_port_addresses: node_port_addresses(c, &mut problems, &mut notices, &mut warnings),
             masquerade_all: c.nftables.masquerade_all || (c.mode != "nftables" && c.iptables.masquerade_all),
             bind_address: bind_address(c, &mut problems),
             sync_period: c.nftables.sync_period.length().unwrap_or_default(),
@@ -197,6 +197,7 @@ fn interface_name(field: &str, name: &str, problems: &mut Problems<'_>) {
 fn node_port_addresses(
     c: &KubeProxyConfiguration,
     problems: &mut Problems<'_>,
+    notices: &mut Vec<String>,
     warnings: &mut Vec<String>,
 ) -> Vec<NodePortAddress> {
     let mut addresses = Vec::new();
@@ -211,14 +212,20 @@ fn node_port_addresses(
             }
         }
     }
-    let loopback = |a: &NodePortAddress| match a {
-        NodePortAddress::Localhost => true,
-        NodePortAddress::Cidr(net) => net.addr().is_loopback(),
-        _ => false,
-    };
-    if addresses.iter().any(loopback) {
-        warnings
-            .push("NodePorts are not served on loopback addresses, though nodePortAddresses has them".into());
+    let in_loopback =
+        |a: &NodePortAddress| matches!(a, NodePortAddress::Cidr(net) if net.addr().is_loopback());
+    if addresses.iter().any(in_loopback) {
+        warnings.push(
+            "nodePortAddresses: ranges give no NodePorts on loopback addresses; the word localhost does, for TCP"
+                .into(),
+        );
+    }
+    if addresses.contains(&NodePortAddress::Localhost) {
+        notices.push(
+            "nodePortAddresses: localhost serves TCP NodePorts on 127.0.0.1 and [::1]; UDP and SCTP ones are not \
+             served there"
+                .into(),
+        );
     }
     if addresses.is_empty() {
         addresses.push(NodePortAddress::Primary);

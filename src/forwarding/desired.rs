@@ -106,6 +106,8 @@ type Change<T> = (Option<T>, Option<T>);
 pub struct Changes {
     /// Frontends before and after; both never equal.
     pub frontends: BTreeMap<Key, Change<Frontend>>,
+    /// Frontends that changed and are no matter of rules, see [`Key::is_relayed`].
+    pub relayed: Vec<Key>,
     /// ClusterIPs that came or went.
     pub cluster_ips: BTreeMap<IpAddr, SetChange>,
     /// Addresses of possibly local endpoints that came or went.
@@ -192,7 +194,14 @@ impl Desired {
             self.set_service(name, index, now, &mut changes);
         }
         changes.services = dirty.len() + concerned.len();
-        changes.frontends.retain(|_, (before, after)| before != after);
+        let relayed = &mut changes.relayed;
+        changes.frontends.retain(|key, (before, after)| {
+            let changed = before != after;
+            if changed && key.is_relayed() {
+                relayed.push(*key);
+            }
+            changed && !key.is_relayed()
+        });
         self.set_stickies(&mut changes);
         changes
     }
@@ -454,9 +463,10 @@ impl Desired {
         &self.node
     }
 
-    /// Every frontend, with the Service that has it, in no order.
+    /// Every frontend that is a matter of rules, with the Service that has it, in no order.
     pub fn frontends(&self) -> impl Iterator<Item = (&Key, &Frontend, &Arc<Service>)> {
-        self.frontends.iter().map(|(k, c)| (k, &c.winner.frontend, &c.winner.service))
+        let by_rules = self.frontends.iter().filter(|(key, _)| !key.is_relayed());
+        by_rules.map(|(k, c)| (k, &c.winner.frontend, &c.winner.service))
     }
 
     /// The frontend of a key and the Service that has it.

@@ -16,7 +16,7 @@ use super::affinity::Scope;
 use super::endpoints::{LeftOut, Selection, Used, listed, merge};
 use super::service::{Frontend, FrontendKind, Masquerade, Target, inside_scope, ports_at};
 use super::{Desired, Key, LocalDetection, Settings};
-use crate::cluster::{Family, Index, ObjectName, Service, ServicePort};
+use crate::cluster::{Family, Index, ObjectName, Protocol, Service, ServicePort};
 
 /// Where a connection comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -125,6 +125,10 @@ pub enum Reason {
     NotAllocated,
     /// No Service claims the address.
     NotOurs,
+    /// It goes to a NodePort on a loopback address, but not by TCP.
+    NotRelayed,
+    /// It goes to a loopback address, and the client is another host than this node.
+    OwnLoopback,
 }
 
 impl fmt::Display for Reason {
@@ -136,6 +140,8 @@ impl fmt::Display for Reason {
             Reason::SourceNotAllowed => "the client is in none of loadBalancerSourceRanges",
             Reason::NotAllocated => "in the service range, but no Service's ClusterIP",
             Reason::NotOurs => "no Service answers here",
+            Reason::NotRelayed => "NodePorts on loopback addresses are served for TCP only",
+            Reason::OwnLoopback => "this is the client's own loopback address",
         })
     }
 }
@@ -152,6 +158,8 @@ pub enum Masqueraded {
     External,
     /// This node itself connects to an external address under externalTrafficPolicy Local.
     Own,
+    /// The agent relays it, with a connection of its own.
+    Relayed,
 }
 
 impl fmt::Display for Masqueraded {
@@ -161,6 +169,7 @@ impl fmt::Display for Masqueraded {
             Masqueraded::OffCluster => "to a ClusterIP, from what is no pod",
             Masqueraded::External => "to an external address under externalTrafficPolicy Cluster",
             Masqueraded::Own => "this node's own connection to an external address",
+            Masqueraded::Relayed => "relayed by the agent, which makes a connection of its own",
         })
     }
 }
@@ -308,6 +317,9 @@ pub fn explain(
         Some(Served { desired, index, key, kind, service, port, frontend })
     });
     let answer = |client: &Client| match &served {
+        _ if key.is_relayed() && client.origin != Origin::Node => {
+            Answer::of(*client, Verdict::Untouched, Reason::OwnLoopback)
+        }
         Some(served) => served.answer(*client),
         None => unclaimed(desired, key, own, *client),
     };
@@ -331,6 +343,11 @@ fn unclaimed(desired: &Desired, key: Key, own: &[IpAddr], client: Client) -> Ans
         Answer::of(client, Verdict::Refused, Reason::NoSuchPort)
     } else if in_range() && !is_own(key.address, own) {
         Answer::of(client, Verdict::Dropped, Reason::NotAllocated)
+    } else if key.protocol != Protocol::Tcp
+        && key.is_relayed()
+        && desired.node().node_port_addresses.contains(&key.address)
+    {
+        Answer::of(client, Verdict::Untouched, Reason::NotRelayed)
     } else {
         Answer::of(client, Verdict::Untouched, Reason::NotOurs)
     }
@@ -466,6 +483,9 @@ impl Served<'_> {
 
     /// What the rules after the translation decide, but for the hairpin.
     fn masqueraded(&self, client: Client) -> Option<Masqueraded> {
+        if self.key.is_relayed() {
+            return Some(Masqueraded::Relayed);
+        }
         let settings = self.desired.settings();
         let detected = *settings.local_detection(self.key.family()) != LocalDetection::None;
         if !self.desired.cluster_ip_owners(self.key.address).is_empty() {

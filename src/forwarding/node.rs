@@ -26,6 +26,12 @@ impl std::fmt::Display for Key {
 }
 
 impl Key {
+    /// Whether the agent relays its connections: the kernel translates no packet from a loopback address to elsewhere,
+    /// unless the host's loopback addresses are opened to its neighbours (`route_localnet`).
+    pub fn is_relayed(&self) -> bool {
+        self.address.is_loopback()
+    }
+
     /// The family, and so the table, that the key belongs to.
     pub fn family(&self) -> Family {
         Family::of(self.address)
@@ -53,7 +59,7 @@ pub struct NodeView {
     pub name: Arc<str>,
     /// Its zone.
     pub zone: Option<Arc<str>>,
-    /// The addresses on which NodePorts are served.
+    /// The addresses on which NodePorts are served. Loopback ones are not in rules: [`crate::relay`] serves them.
     pub node_port_addresses: Vec<IpAddr>,
 }
 

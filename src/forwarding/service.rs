@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::affinity::{Ids, PortSlots, Scope, Sticky};
 use super::endpoints::{Categories, Usable, arrange, categorize, draining, hairpin_addresses, merge};
 use super::{Key, NodeView};
-use crate::cluster::{Endpoint, EndpointSlice, Family, Service, ServicePort, TrafficPolicy};
+use crate::cluster::{Endpoint, EndpointSlice, Family, Protocol, Service, ServicePort, TrafficPolicy};
 
 /// The most endpoints of one Service port that are used; more would run into the indices of local endpoints.
 pub const MAX_ENDPOINTS: usize = 32768;
@@ -337,7 +337,9 @@ pub(super) fn addresses(
     let node_ports = port
         .node_port
         .into_iter()
-        .flat_map(|p| node.node_port_addresses.iter().map(move |a| (*a, p.get(), FrontendKind::NodePort)));
+        .flat_map(|p| node.node_port_addresses.iter().map(move |a| (*a, p.get(), FrontendKind::NodePort)))
+        // What the agent relays is TCP.
+        .filter(|(address, _, _)| port.protocol == Protocol::Tcp || !address.is_loopback());
     std::iter::once((cluster_ip, number, FrontendKind::ClusterIp))
         .chain(node_ports)
         .chain(service.load_balancer_ips.iter().map(at(FrontendKind::LoadBalancer)))

@@ -2,28 +2,26 @@
 //! endpoints on this node. Ports, bodies and headers are kube-proxy's (`pkg/proxy/healthcheck/service_health.go`
 //! of Kubernetes 1.34).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hyper::StatusCode;
 use hyper::header::HeaderName;
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::Status;
 use crate::cluster::{Family, ObjectName};
 use crate::forwarding::HealthCheck;
-use crate::http::{self, Response, Route, Server};
+use crate::http::{self, Response, Route};
+use crate::listen::{Ports, Told};
 
 /// Connections at a time, over all health check ports.
 const CONNECTIONS: usize = 512;
-/// How often a port is tried that could not be had.
-const RETRY: Duration = Duration::from_secs(5);
 /// By this header some load balancers give a node its share.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
@@ -108,44 +106,29 @@ impl ServiceChecks {
     /// Keeps the ports open that Services ask for; ends never.
     pub async fn serve(self: Arc<Self>, status: Arc<Status>) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
-        let mut servers: BTreeMap<Port, Server> = BTreeMap::new();
-        let mut warned: BTreeMap<Port, nix::errno::Errno> = BTreeMap::new();
+        let what = |(name, address): &Port| format!("health check port {} of Service {name}", address.port());
+        let mut ports = Ports::default();
         loop {
-            let wanted = self.ports();
-            warned.retain(|port, _| wanted.contains(port));
-            let unwanted: Vec<Port> = servers.keys().filter(|p| !wanted.contains(*p)).cloned().collect();
-            // Before anything is opened: a port may go from one Service to another.
-            for port in unwanted {
-                if let Some(server) = servers.remove(&port) {
-                    debug!(service = %port.0, address = %port.1, "health check port closed");
-                    server.close().await;
-                }
-            }
-            for port in wanted {
-                if servers.contains_key(&port) {
-                    continue;
-                }
-                let (name, address) = &port;
-                let what = format!("health check port {} of Service {name}", address.port());
+            let bind = |port: &Port| {
+                let (name, address) = port;
                 let route = self.clone().route(name.clone(), Family::of(address.ip()), status.clone());
-                match Server::bind(&what, *address, connections.clone(), route) {
-                    Ok(server) => {
-                        if warned.remove(&port).is_some() {
-                            info!(service = %name, %address, "{what} is served now");
-                        }
-                        servers.insert(port, server);
-                    }
-                    Err(error) => {
-                        if warned.insert(port, error.errno) != Some(error.errno) {
-                            warn!("{error}; load balancers do not send traffic here; trying again");
-                        }
+                http::bind(&what(port), *address, connections.clone(), route)
+            };
+            let tell = |port: &Port, told: Told<'_>| {
+                let (service, address) = port;
+                match told {
+                    Told::Opened { late: false } => {}
+                    Told::Opened { late: true } => info!(%service, %address, "{} is served now", what(port)),
+                    Told::Closed => debug!(%service, %address, "health check port closed"),
+                    Told::Failed(error) => {
+                        warn!("{error}; load balancers do not send traffic here; trying again")
                     }
                 }
-            }
-            let retry = !warned.is_empty();
+            };
+            ports.set(self.ports(), bind, tell).await;
             tokio::select! {
                 () = self.ports_changed.notified() => {}
-                () = sleep(RETRY), if retry => {}
+                () = ports.retry() => {}
             }
         }
     }

@@ -1,5 +1,6 @@
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use nix::errno::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -11,9 +12,9 @@ fn route() -> Route {
     })
 }
 
-fn server(connections: usize) -> Server {
+fn server(connections: usize) -> Listening {
     let any = "127.0.0.1:0".parse().unwrap();
-    Server::bind("test", any, Arc::new(Semaphore::new(connections)), route()).unwrap()
+    bind("test", any, Arc::new(Semaphore::new(connections)), route()).unwrap()
 }
 
 /// What comes back for these bytes until the server closes.
@@ -93,11 +94,11 @@ async fn a_taken_address_is_named_and_free_once_closed() {
     open.write_all(b"GET /here HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert_ne!(open.read(&mut [0; 512]).await.unwrap(), 0);
     let connections = Arc::new(Semaphore::new(8));
-    let error = Server::bind("--some-flag", address, connections.clone(), route()).unwrap_err();
+    let error = bind("--some-flag", address, connections.clone(), route()).unwrap_err();
     assert_eq!((error.errno, error.address, &*error.what), (Errno::EADDRINUSE, address, "--some-flag"));
     assert!(error.to_string().starts_with(&format!("--some-flag: cannot bind to {address}: ")), "{error}");
     first.close().await;
-    let second = Server::bind("--some-flag", address, connections, route()).unwrap();
+    let second = bind("--some-flag", address, connections, route()).unwrap();
     assert_eq!(open.read(&mut [0; 512]).await.unwrap_or(0), 0, "connections end with their server");
     assert!(get(address, "/here").await.starts_with("HTTP/1.1 200 "));
     drop(second);
@@ -112,10 +113,8 @@ async fn an_address_is_tried_until_it_is_free() {
     let address = first.address();
     let connections = Arc::new(Semaphore::new(8));
     let second =
-        tokio::spawn(
-            async move { Server::bind_when_free("--some-flag", address, connections, route()).await },
-        );
-    sleep(BIND_INTERVAL * 3).await;
+        tokio::spawn(async move { bind_when_free("--some-flag", address, connections, route()).await });
+    sleep(listen::RETRY * 3).await;
     assert!(!second.is_finished());
     first.close().await;
     assert_eq!(second.await.unwrap().address(), address);
@@ -125,7 +124,7 @@ async fn an_address_is_tried_until_it_is_free() {
 async fn an_unspecified_address_is_both_families() {
     for any in ["0.0.0.0:0", "[::]:0"] {
         let connections = Arc::new(Semaphore::new(8));
-        let server = Server::bind("test", any.parse().unwrap(), connections, route()).unwrap();
+        let server = bind("test", any.parse().unwrap(), connections, route()).unwrap();
         let port = server.address().port();
         for address in [SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), (Ipv6Addr::LOCALHOST, port).into()]
         {
@@ -152,8 +151,7 @@ async fn a_client_that_says_nothing_is_sent_away() {
 async fn servers_that_share_a_limit_all_answer() {
     let connections = Arc::new(Semaphore::new(1));
     let any = "127.0.0.1:0".parse().unwrap();
-    let servers: Vec<_> =
-        (0..20).map(|_| Server::bind("test", any, connections.clone(), route()).unwrap()).collect();
+    let servers: Vec<_> = (0..20).map(|_| bind("test", any, connections.clone(), route()).unwrap()).collect();
     for server in &servers {
         assert!(get(server.address(), "/here").await.starts_with("HTTP/1.1 200 "));
     }

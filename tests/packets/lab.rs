@@ -224,6 +224,11 @@ impl Lab {
         Ok(lines)
     }
 
+    /// All that the agents of this lab have logged.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
     fn log(&self) -> PathBuf {
         self.directory.join("agent.log")
     }

@@ -1,6 +1,7 @@
 //! What does not fit into a case: agents that end and start, many connections, links that come and go.
 
 mod churn;
+mod loopback;
 mod packets;
 mod restart;
 
@@ -34,6 +35,12 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "many-connections-masqueraded", config: usual, run: packets::many_masqueraded },
     Scenario { name: "syn-to-dead-endpoint", config: usual, run: packets::syn_to_dead_endpoint },
     Scenario { name: "address-that-comes-and-goes", config: all_addresses, run: packets::address_later },
+    Scenario { name: "node-ports-on-loopback", config: localhost, run: loopback::served_on_loopback },
+    Scenario {
+        name: "loopback-closed-to-neighbours",
+        config: localhost,
+        run: loopback::loopback_is_closed_to_neighbours,
+    },
     Scenario { name: "interface-that-comes-later", config: late_interface, run: packets::interface_later },
 ];
 
@@ -56,6 +63,10 @@ fn usual() -> Value {
 
 fn all_addresses() -> Value {
     json!({"nodePortAddresses": ["0.0.0.0/0", "::/0"]})
+}
+
+fn localhost() -> Value {
+    json!({"nodePortAddresses": ["primary", "localhost"]})
 }
 
 fn late_interface() -> Value {

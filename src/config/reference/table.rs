@@ -37,7 +37,7 @@ pub static TABLE: &[Entry] = &[
     entry("detectLocalMode", "detect-local-mode", Text, Honoured, Traffic, "How traffic of this node's pods is told from outside traffic: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix."),
     entry("detectLocal.bridgeInterface", "pod-bridge-interface", Text, Honoured, Traffic, "The bridge that pods are on, for BridgeInterface."),
     entry("detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", Text, Honoured, Traffic, "What the names of pods' interfaces start with, for InterfaceNamePrefix."),
-    entry("nodePortAddresses", "nodeport-addresses", List, Partly, Traffic, "Where NodePorts are served: primary, all, ranges, in any mix; empty: primary. localhost is taken, but NodePorts are not served on loopback addresses."),
+    entry("nodePortAddresses", "nodeport-addresses", List, Honoured, Traffic, "Where NodePorts are served: primary, localhost, all, ranges, in any mix; empty: primary. localhost is 127.0.0.1 and [::1], for TCP only; all and ranges have no loopback addresses."),
     entry("bindAddress", "bind-address", Text, Honoured, Traffic, "The Node's primary address, in place of what its object says; nothing is bound to it. Its family is that of the servers' default addresses."),
     entry("iptables.masqueradeAll", "masquerade-all", Bool, Honoured, Traffic, "Masquerade every connection to a ClusterIP. This field does nothing where mode is nftables; the flag always counts."),
     entry("nftables.masqueradeAll", "", Bool, Honoured, Traffic, "Masquerade every connection to a ClusterIP; set by --masquerade-all, too."),
@@ -86,7 +86,7 @@ pub static TABLE: &[Entry] = &[
     deprecated(entry("portRange", "", Text, Silent, Process, "Nothing uses it since mode userspace is gone.")),
 
     entry("iptables.masqueradeBit", "iptables-masquerade-bit", Int, Silent, Iptables, "No bit of the mark is used; it is checked only."),
-    entry("iptables.localhostNodePorts", "iptables-localhost-nodeports", Bool, Silent, Iptables, "NodePorts are not served on loopback addresses, as in kube-proxy's mode nftables."),
+    entry("iptables.localhostNodePorts", "iptables-localhost-nodeports", Bool, Silent, Iptables, "NodePorts are served on loopback addresses only where nodePortAddresses says localhost."),
 
     entry("ipvs.syncPeriod", "ipvs-sync-period", Duration, Silent, Ipvs, "For mode ipvs only."),
     entry("ipvs.minSyncPeriod", "ipvs-min-sync-period", Duration, Silent, Ipvs, "For mode ipvs only."),
