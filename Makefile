@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps demo test lint bless bench build static clean
+.PHONY: help deps demo test soak lint bless bench build static clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,10 @@ demo: deps ## a node in a network namespace, the real agent, real connections th
 
 test: deps ## every test; needs root for network namespaces
 	$(SUDO) env "PATH=$$PATH" $(CARGO) test --no-fail-fast --lib --bins --tests
+
+EVENTS ?= 1000000
+soak: deps ## a million random events (EVENTS=n): incremental equals from-scratch, read back from the kernel
+	$(SUDO) env "PATH=$$PATH" SLUICE_EVENTS=$(EVENTS) $(CARGO) test --test kernel -- --nocapture incremental::ten_thousand
 
 lint: ## fmt, clippy, licences and sources of dependencies
 	$(CARGO) fmt --check

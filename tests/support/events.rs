@@ -18,6 +18,38 @@ use sluice::forwarding::{Desired, LocalDetection, NodeView, Settings};
 /// One batch of changes, as a source sends it.
 pub type Batch = Vec<Change>;
 
+/// How many of each thing there are: the fewer, the more often they collide.
+#[derive(Clone, Copy, Debug)]
+pub struct Universe {
+    /// Services; slices name others, too.
+    pub services: u8,
+    /// EndpointSlices.
+    pub slices: u8,
+    /// Addresses that are taken for ClusterIPs.
+    pub cluster_ips: u8,
+    /// Addresses of load balancers, and for externalIPs one more.
+    pub external: u8,
+    /// NodePorts.
+    pub node_ports: u16,
+    /// Addresses of endpoints.
+    pub pods: u8,
+    /// The most endpoints of a slice.
+    pub endpoints: usize,
+}
+
+impl Universe {
+    /// Everything collides with everything.
+    pub const SMALL: Universe = Universe {
+        services: 6,
+        slices: 8,
+        cluster_ips: 5,
+        external: 3,
+        node_ports: 3,
+        pods: 8,
+        endpoints: 4,
+    };
+}
+
 /// The node all tests run on.
 pub fn node() -> NodeView {
     NodeView {
@@ -41,16 +73,21 @@ pub fn settings() -> Settings {
 
 /// Sequences of batches.
 pub fn batches(count: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value = Vec<Batch>> {
-    vec(vec(change(), 1..4), count)
+    vec(batch(Universe::SMALL), count)
 }
 
-fn change() -> impl Strategy<Value = Change> {
+/// Changes that come together.
+pub fn batch(universe: Universe) -> impl Strategy<Value = Batch> {
+    vec(change(universe), 1..4)
+}
+
+fn change(of: Universe) -> impl Strategy<Value = Change> {
     prop_oneof![
-        4 => (0..6u8, prop::option::weighted(0.8, service())).prop_map(|(n, s)| {
+        4 => (0..of.services, prop::option::weighted(0.8, service(of))).prop_map(|(n, s)| {
             let name = ObjectName::new("ns", format!("svc{n}"));
             Change::Service(name.clone(), s.map(|mut s| { s.name = name; s }))
         }),
-        8 => (0..8u8, prop::option::weighted(0.85, slice())).prop_map(|(n, s)| {
+        8 => (0..of.slices, prop::option::weighted(0.85, slice(of))).prop_map(|(n, s)| {
             let name = ObjectName::new("ns", format!("slice{n}"));
             Change::EndpointSlice(name.clone(), s.map(|mut s| { s.name = name; s }))
         }),
@@ -69,18 +106,18 @@ fn addresses(v4: &'static str, v6: &'static str, of: u8, most: usize) -> impl St
     })
 }
 
-fn service() -> impl Strategy<Value = Service> {
+fn service(universe: Universe) -> impl Strategy<Value = Service> {
     let ports = prop::sample::subsequence(vec![("http", 80u16, 6u8), ("alt", 81, 6), ("dns", 53, 17)], 1..=3);
     let ranges =
         prop::sample::subsequence(vec!["10.0.0.0/8", "10.1.0.0/16", "fd00::/16", "0.0.0.0/0"], 0..=2);
-    let node_port = prop::option::of(30000..30003u16);
+    let node_port = prop::option::of(30000..30000 + universe.node_ports);
     (
-        (0..5u8, 0..3u8, 0..3i64),
+        (0..universe.cluster_ips, 0..3u8, 0..3i64),
         ports,
         node_port,
-        addresses("203.0.113.", "fd00:203::", 3, 2),
+        addresses("203.0.113.", "fd00:203::", universe.external, 2),
         // Some of these are ClusterIPs of other Services.
-        addresses("10.96.0.", "fd00:203::", 4, 2),
+        addresses("10.96.0.", "fd00:203::", universe.external + 1, 2),
         ranges,
         (policy(), policy(), prop::option::weighted(0.3, prop::sample::select(vec![5u32, 60]))),
     )
@@ -123,32 +160,38 @@ fn service() -> impl Strategy<Value = Service> {
         )
 }
 
-fn slice() -> impl Strategy<Value = EndpointSlice> {
-    (0..6u8, any::<bool>(), vec(endpoint(), 0..5)).prop_map(|(service, six, endpoints)| EndpointSlice {
-        name: ObjectName::new("", ""),
-        service: format!("svc{service}").into(),
-        family: if six { Family::Ipv6 } else { Family::Ipv4 },
-        ports: [("http", 8080u16, Protocol::Tcp), ("alt", 8081, Protocol::Tcp), ("dns", 5353, Protocol::Udp)]
+fn slice(of: Universe) -> impl Strategy<Value = EndpointSlice> {
+    (0..of.services, any::<bool>(), vec(endpoint(of.pods), 0..=of.endpoints)).prop_map(
+        |(service, six, endpoints)| EndpointSlice {
+            name: ObjectName::new("", ""),
+            service: format!("svc{service}").into(),
+            family: if six { Family::Ipv6 } else { Family::Ipv4 },
+            ports: [
+                ("http", 8080u16, Protocol::Tcp),
+                ("alt", 8081, Protocol::Tcp),
+                ("dns", 5353, Protocol::Udp),
+            ]
             .into_iter()
             .filter_map(|(name, port, protocol)| {
                 Some(EndpointPort { name: name.into(), protocol, port: port.try_into().ok()? })
             })
             .collect(),
-        endpoints: endpoints
-            .into_iter()
-            .map(|(n, mut e)| {
-                let address = if six { format!("fd00:10:128::{n}") } else { format!("10.128.0.{n}") };
-                e.address = address.parse().expect("an address");
-                e
-            })
-            .collect(),
-        triggered: None,
-    })
+            endpoints: endpoints
+                .into_iter()
+                .map(|(n, mut e)| {
+                    let address = if six { format!("fd00:10:128::{n}") } else { format!("10.128.0.{n}") };
+                    e.address = address.parse().expect("an address");
+                    e
+                })
+                .collect(),
+            triggered: None,
+        },
+    )
 }
 
-fn endpoint() -> impl Strategy<Value = (u8, Endpoint)> {
+fn endpoint(pods: u8) -> impl Strategy<Value = (u8, Endpoint)> {
     let hint = || prop::option::weighted(0.3, prop::sample::select(vec!["zone-a", "zone-b"]));
-    (0..8u8, prop::option::of(1..3u8), 0..6u8, hint()).prop_map(|(address, node, state, zone)| {
+    (0..pods, prop::option::of(1..3u8), 0..6u8, hint()).prop_map(|(address, node, state, zone)| {
         let conditions = match state {
             0..=2 => Conditions::READY,
             3 => Conditions { ready: false, serving: true, terminating: true },
