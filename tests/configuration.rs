@@ -133,7 +133,6 @@ fn what_has_no_effect_is_one_line() {
         "has no effect here: clientConnection.acceptContentTypes, clientConnection.contentType, enableProfiling, \
          conntrack.maxPerCore,",
         "feature gates that are unknown here: SomethingElse",
-        "NodePorts are not served on loopback addresses",
     ];
     assert_eq!(warnings.len(), expected.len(), "{talk}");
     for line in expected {
