@@ -35,7 +35,7 @@ enum Command {
     Diff(diff::Diff),
     /// Say which Service answers at an address, with which endpoints, and why. Needs no root and touches nothing.
     Explain(explain::Explain),
-    /// Remove the rules that sluice made from this host.
+    /// Remove the rules that sluice made from this host, and on demand those that kube-proxy left.
     Cleanup(cleanup::Cleanup),
 }
 
@@ -113,7 +113,11 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
     let run = is_kube_proxy.then(|| OsString::from("run"));
     let arguments = arguments.map(with_dashes);
     let matches = command.try_get_matches_from(std::iter::once(program).chain(run).chain(arguments))?;
-    Cli::from_arg_matches(&matches)
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let Command::Run(run) = &mut cli.command {
+        run.takeover.get_or_insert(is_kube_proxy);
+    }
+    Ok(cli)
 }
 
 fn command() -> clap::Command {

@@ -104,6 +104,11 @@ impl Status {
         state.sync_failed = false;
     }
 
+    /// Whether rules have been written since the start.
+    pub fn has_synced(&self) -> bool {
+        self.state().last_synced.is_some()
+    }
+
     /// A sync failed.
     pub fn sync_failed(&self, now: Instant) {
         let mut state = self.state();

@@ -14,6 +14,7 @@ pub mod addresses;
 pub mod attribute;
 pub mod message;
 pub mod socket;
+pub mod xtables;
 
 use nix::errno::Errno;
 

@@ -19,11 +19,13 @@ use crate::config::{Config, NodePortAddress};
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::dataplane::nftables::Nftables;
+use crate::host::kube_proxy::running;
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
 use crate::relay::Relay;
 use crate::reporting::Reporting;
 use crate::source::manifests::Manifests;
+use crate::takeover;
 
 /// How many batches of changes may wait for the reconcile loop.
 const QUEUE: usize = 64;
@@ -32,6 +34,17 @@ const FILE_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Run {
+    /// Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under
+    /// the name kube-proxy.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Process"
+    )]
+    pub(super) takeover: Option<bool>,
     #[command(flatten)]
     pub(super) settings: Settings,
 }
@@ -40,7 +53,7 @@ impl Run {
     pub fn execute(self) -> anyhow::Result<()> {
         let flags = &self.settings.flags.0;
         if flags.is_on("cleanup") {
-            return super::cleanup::Cleanup {}.execute();
+            return super::cleanup::Cleanup { kube_proxy: self.takes_over(), force: false }.execute();
         }
         let file = self.settings.file()?;
         let config = self.settings.config(file.as_ref())?;
@@ -62,6 +75,10 @@ impl Run {
             Some(path) => self.reconcile(config, file, Some(Manifests::open(path)?)),
             None => self.reconcile(config, file, None),
         }
+    }
+
+    fn takes_over(&self) -> bool {
+        self.takeover.unwrap_or_default()
     }
 
     fn write_config(&self, file: Option<&File>, path: &Path) -> anyhow::Result<()> {
@@ -95,6 +112,11 @@ impl Run {
                     tokio::spawn(source.run(tx))
                 }
             };
+            let after_first_sync = takeover::Takeover {
+                remove: self.takes_over(),
+                metrics: config.servers.metrics.unwrap_or(running::METRICS),
+            };
+            tokio::spawn(after_first_sync.run(reporting.status.clone()));
             let min_sync_period = config.min_sync_period;
             let relay = config.node_port_addresses.contains(&NodePortAddress::Localhost);
             let relay = relay.then(|| Arc::new(Relay::new(reporting.metrics.clone())));

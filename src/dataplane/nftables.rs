@@ -24,7 +24,7 @@ pub mod model;
 pub mod plan;
 pub mod schema;
 pub mod text;
-mod uapi;
+pub(crate) mod uapi;
 
 /// Above this many elements a table is made anew rather than compared: reading it back takes longer, since each
 /// 32 KiB of an answer walk the set from its start (6.18: 1 s for 100,000 elements, 28 s for 500,000).

@@ -76,7 +76,7 @@ pub static TABLE: &[Entry] = &[
 
     entry("", "config", Text, Honoured, Process, "Path of a KubeProxyConfiguration file; flags with a field in it are then ignored, but for --hostname-override and those about logs. When it changes, the process ends, to be started anew."),
     entry("", "write-config-to", Text, Honoured, Process, "Write the configuration with all defaults to this file and exit."),
-    entry("", "cleanup", Bool, Honoured, Process, "Remove the rules and exit, as `sluice cleanup` does."),
+    entry("", "cleanup", Bool, Honoured, Process, "Remove the rules and exit, as `sluice cleanup` does; under the name kube-proxy and with --takeover also what kube-proxy left."),
     entry("", "init-only", Bool, Honoured, Process, "Do what needs more than CAP_NET_ADMIN, and exit."),
     entry("", "version", Bool, Honoured, Process, "Print the version and exit."),
     entry("oomScoreAdj", "oom-score-adj", Int, Honoured, Process, "oom_score_adj of this process, -1000 to 1000; best effort."),

@@ -1,0 +1,253 @@
+//! What kube-proxy left on this host, and its removal.
+//!
+//! Its nftables mode has the tables `ip kube-proxy` and `ip6 kube-proxy`; its modes iptables and ipvs have chains
+//! `KUBE-*` in tables that others use, too, and are told by name ([`chains`]); mode ipvs has the device `kube-ipvs0`
+//! besides. A table that is left goes on refusing what it does not know, before other programs get to see a packet.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use nix::errno::Errno;
+
+use super::ruleset::{self, NFTA_RULE_HANDLE, Ruleset};
+use super::xtables;
+use crate::cluster::Family;
+use crate::dataplane::nftables::uapi::*;
+use crate::netlink::{self, Batch, Socket};
+
+pub mod chains;
+pub mod running;
+
+/// kube-proxy's table in mode nftables.
+pub const TABLE: &str = "kube-proxy";
+/// The tables in which modes iptables and ipvs have chains.
+const IPTABLES: [&str; 3] = ["nat", "filter", "mangle"];
+/// How often a batch is made anew for rules that changed meanwhile.
+const TRIES: usize = 20;
+
+/// Something of kube-proxy's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leftover {
+    /// Its table in mode nftables.
+    Table(Family),
+    /// Chains in a table of iptables.
+    Chains {
+        /// The family.
+        family: Family,
+        /// The table's name.
+        table: String,
+        /// Whether it is one of iptables-legacy.
+        legacy: bool,
+        /// How many.
+        chains: usize,
+        /// Rules elsewhere that call them.
+        rules: usize,
+    },
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Leftover::Table(family) => write!(f, "table {} {TABLE}", word(*family)),
+            Leftover::Chains { family, table, legacy, chains, rules } => {
+                let variant = if *legacy { "legacy" } else { "nft" };
+                let program = if *family == Family::Ipv4 { "iptables" } else { "ip6tables" };
+                write!(f, "table {table} of {program}-{variant} ({chains} chains, called by {rules} rules)")
+            }
+        }
+    }
+}
+
+/// nft's word for a family.
+fn word(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ip",
+        Family::Ipv6 => "ip6",
+    }
+}
+
+fn number(family: Family) -> u8 {
+    match family {
+        Family::Ipv4 => NFPROTO_IPV4,
+        Family::Ipv6 => NFPROTO_IPV6,
+    }
+}
+
+/// Why leftovers could not be found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Those in nf_tables.
+    #[error("kube-proxy's rules in nf_tables: {}", netlink_text(.0))]
+    Nftables(#[from] netlink::Error),
+    /// Those of iptables-legacy.
+    #[error(transparent)]
+    Xtables(#[from] xtables::Error),
+}
+
+fn netlink_text(error: &netlink::Error) -> String {
+    let refused = match error {
+        netlink::Error::Request(errno) | netlink::Error::Send { errno, .. } => Some(*errno),
+        netlink::Error::Refused(refusals) => refusals.first().map(|r| r.errno),
+        _ => None,
+    };
+    match refused {
+        Some(Errno::EPERM) => {
+            "the kernel does not show or change them (EPERM): this needs root, or CAP_NET_ADMIN".into()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// What there is, or was, and what could not be looked at, or removed.
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    /// What there is, or was.
+    pub found: Vec<Leftover>,
+    /// Where it failed; the rest was looked at all the same.
+    pub errors: Vec<Error>,
+}
+
+/// Looks for what kube-proxy left in the network namespace of the calling thread. Needs `CAP_NET_ADMIN`.
+pub fn find() -> Leftovers {
+    let mut left = Leftovers::default();
+    match Socket::open().and_then(|mut socket| ruleset::read(&mut socket)) {
+        Ok(rules) => left.found.extend(in_nftables(&rules).into_iter().map(|(leftover, _)| leftover)),
+        Err(error) => left.errors.push(error.into()),
+    }
+    for family in Family::ALL {
+        match xtables::read(family) {
+            Ok(tables) => {
+                for table in tables.iter().filter(|t| IPTABLES.contains(&&*t.name)) {
+                    let gone = in_xtables(table);
+                    let rules = calls(&of_xtables(table), &gone);
+                    left.found.extend(leftover(family, &table.name, true, gone.len(), rules));
+                }
+            }
+            Err(error) => left.errors.push(error.into()),
+        }
+    }
+    left
+}
+
+/// Removes what kube-proxy left, and nothing else; says what there was.
+pub fn remove() -> Leftovers {
+    let mut left = Leftovers::default();
+    match remove_from_nftables() {
+        Ok(found) => left.found.extend(found),
+        Err(error) => left.errors.push(error.into()),
+    }
+    for family in Family::ALL {
+        let tables =
+            xtables::read(family).map_err(|error| left.errors.push(error.into())).unwrap_or_default();
+        for table in tables.iter().filter(|t| IPTABLES.contains(&&*t.name)) {
+            match xtables::remove(family, &table.name, in_xtables) {
+                Ok((chains, rules)) => left.found.extend(leftover(family, &table.name, true, chains, rules)),
+                Err(error) => left.errors.push(error.into()),
+            }
+        }
+    }
+    left
+}
+
+fn leftover(family: Family, table: &str, legacy: bool, chains: usize, rules: usize) -> Option<Leftover> {
+    (chains > 0).then(|| Leftover::Chains { family, table: table.into(), legacy, chains, rules })
+}
+
+/// How many rules of chains that stay call one that goes.
+fn calls(chains: &[chains::Chain<'_>], gone: &BTreeSet<String>) -> usize {
+    let stay = chains.iter().filter(|chain| !gone.contains(chain.name));
+    stay.flat_map(|chain| &chain.calls).filter(|name| gone.contains(**name)).count()
+}
+
+fn of_xtables(table: &xtables::Table) -> Vec<chains::Chain<'_>> {
+    let of = |chain: &xtables::Chain| table.rules(chain).filter_map(|rule| rule.jump(table)).collect();
+    table.chains.iter().map(|c| chains::Chain { name: &c.name, built_in: c.built_in, calls: of(c) }).collect()
+}
+
+fn in_xtables(table: &xtables::Table) -> BTreeSet<String> {
+    chains::to_remove(&of_xtables(table))
+}
+
+/// A leftover and the chains of it; a whole table has none.
+fn in_nftables(rules: &Ruleset) -> Vec<(Leftover, BTreeSet<String>)> {
+    let mut found = Vec::new();
+    for family in Family::ALL {
+        for table in rules.tables.iter().filter(|t| t.family == number(family)) {
+            if table.name == TABLE {
+                found.push((Leftover::Table(family), BTreeSet::new()));
+            } else if IPTABLES.contains(&&*table.name) {
+                let chains = of_nftables(table);
+                let gone = chains::to_remove(&chains);
+                let rules = calls(&chains, &gone);
+                let leftover = leftover(family, &table.name, false, gone.len(), rules);
+                found.extend(leftover.map(|leftover| (leftover, gone)));
+            }
+        }
+    }
+    found
+}
+
+fn of_nftables(table: &ruleset::Table) -> Vec<chains::Chain<'_>> {
+    let mut chains = Vec::new();
+    for chain in &table.chains {
+        let calls = chain.rules.iter().flat_map(ruleset::Rule::jumps).collect();
+        chains.push(chains::Chain { name: &chain.name, built_in: chain.hook.is_some(), calls });
+    }
+    chains
+}
+
+/// In one transaction, made for the rules as they were read.
+fn remove_from_nftables() -> Result<Vec<Leftover>, netlink::Error> {
+    let mut socket = Socket::open()?;
+    for _ in 0..TRIES {
+        let rules = ruleset::read(&mut socket)?;
+        let found = in_nftables(&rules);
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        match socket.commit(&removal(&rules, &found)) {
+            Ok(()) => return Ok(found.into_iter().map(|(leftover, _)| leftover).collect()),
+            Err(netlink::Error::Stale) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(netlink::Error::Stale)
+}
+
+fn removal(rules: &Ruleset, found: &[(Leftover, BTreeSet<String>)]) -> Batch {
+    let mut batch = Batch::new(Some(rules.generation));
+    for (leftover, gone) in found {
+        let (family, name) = match leftover {
+            Leftover::Table(family) => {
+                batch.message(NFT_MSG_DELTABLE, 0, number(*family), 0);
+                batch.string(NFTA_TABLE_NAME, TABLE);
+                continue;
+            }
+            Leftover::Chains { family, table, .. } => (number(*family), table),
+        };
+        let Some(table) = rules.tables.iter().find(|t| t.family == family && t.name == *name) else {
+            continue;
+        };
+        for chain in table.chains.iter().filter(|chain| !gone.contains(&chain.name)) {
+            for rule in chain.rules.iter().filter(|rule| rule.jumps().any(|to| gone.contains(to))) {
+                batch.message(NFT_MSG_DELRULE, 0, family, 0);
+                batch.string(NFTA_RULE_TABLE, name);
+                batch.string(NFTA_RULE_CHAIN, &chain.name);
+                batch.u64(NFTA_RULE_HANDLE, rule.handle);
+            }
+        }
+        // Chains that call each other can go only when all are empty.
+        for chain in gone {
+            batch.message(NFT_MSG_DELRULE, 0, family, 0);
+            batch.string(NFTA_RULE_TABLE, name);
+            batch.string(NFTA_RULE_CHAIN, chain);
+        }
+        for chain in gone {
+            batch.message(NFT_MSG_DELCHAIN, 0, family, 0);
+            batch.string(NFTA_CHAIN_TABLE, name);
+            batch.string(NFTA_CHAIN_NAME, chain);
+        }
+    }
+    batch.end();
+    batch
+}

@@ -1,0 +1,239 @@
+//! The nf_tables rules of every program, as far as it takes to see where they send packets.
+
+use nix::errno::Errno;
+use rustc_hash::FxHashMap;
+
+use crate::dataplane::nftables::uapi::*;
+use crate::netlink::{Attribute, Error, Malformed, Message, Request, Socket};
+
+/// `NFPROTO_UNSPEC`: all families.
+const ALL_FAMILIES: u8 = 0;
+/// `NFTA_RULE_HANDLE`.
+pub(super) const NFTA_RULE_HANDLE: u16 = 3;
+/// `NFTA_TARGET_NAME` and `NFTA_MATCH_NAME` of `linux/netfilter/nf_tables_compat.h`.
+const NFTA_COMPAT_NAME: u16 = 1;
+/// How often the rules are read again that changed meanwhile.
+const TRIES: usize = 20;
+
+/// All tables of one network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// The generation that they belong to.
+    pub generation: u32,
+    /// In the kernel's order.
+    pub tables: Vec<Table>,
+}
+
+/// One table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// `NFPROTO_*`.
+    pub family: u8,
+    /// Its name.
+    pub name: String,
+    /// In the kernel's order.
+    pub chains: Vec<Chain>,
+}
+
+/// One chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// Where the kernel calls it from; `None`: only other chains do.
+    pub hook: Option<Hook>,
+    /// In order.
+    pub rules: Vec<Rule>,
+}
+
+/// A base chain's place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hook {
+    /// `filter`, `nat` or `route`.
+    pub kind: String,
+    /// `NF_INET_*`.
+    pub hook: u32,
+    /// Lower is earlier.
+    pub priority: i32,
+    /// Whether what no rule decided on is dropped.
+    pub drops: bool,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// The kernel's number for it.
+    pub handle: u64,
+    /// Its expressions.
+    pub parts: Vec<Part>,
+}
+
+/// One expression, as far as it is understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Calls another chain, to come back or not.
+    Jump(String),
+    /// Drops.
+    Drop,
+    /// Accepts.
+    Accept,
+    /// Another verdict.
+    Verdict,
+    /// An ICMP error or a reset.
+    Reject,
+    /// Translates the destination: nft's own `dnat` and `redirect`, or iptables' targets.
+    Dnat,
+    /// Loads bytes of a header: `NFT_PAYLOAD_*`, offset, length.
+    Load(u32, u32, u32),
+    /// Keeps these bits of what was loaded.
+    Mask(Vec<u8>),
+    /// Compares what was loaded: whether it has to be equal, and to what.
+    Compare(bool, Vec<u8>),
+    /// Counts, remarks and the like: what lets every packet pass.
+    Neutral,
+    /// Anything else, by the kernel's name.
+    Other(String),
+}
+
+impl Rule {
+    /// The chains that it calls.
+    pub fn jumps(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Jump(chain) => Some(&**chain),
+            _ => None,
+        })
+    }
+}
+
+/// Reads everything as it is at one moment.
+///
+/// # Errors
+/// When the kernel does not show it: that needs `CAP_NET_ADMIN`; or when it changes all the time.
+pub fn read(socket: &mut Socket) -> Result<Ruleset, Error> {
+    for _ in 0..TRIES {
+        let generation = socket.generation()?;
+        match read_once(socket) {
+            Ok(tables) if socket.generation()? == generation => return Ok(Ruleset { generation, tables }),
+            // A table that went while its rules were read.
+            Ok(_) | Err(Error::Interrupted | Error::Request(Errno::ENOENT)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::Interrupted)
+}
+
+fn read_once(socket: &mut Socket) -> Result<Vec<Table>, Error> {
+    let mut tables: Vec<Table> = Vec::new();
+    socket.dump(&Request::dump(NFT_MSG_GETTABLE, ALL_FAMILIES), |message| -> Result<(), Error> {
+        let [_, name, ..]: Attributes<'_> = message.attributes().table()?;
+        tables.push(Table { family: message.family, name: text(name)?.into(), chains: Vec::new() });
+        Ok(())
+    })?;
+    socket.dump(&Request::dump(NFT_MSG_GETCHAIN, ALL_FAMILIES), |message| -> Result<(), Error> {
+        let (table, chain) = chain(&message)?;
+        let table = tables.iter_mut().find(|t| t.family == message.family && t.name == table);
+        table.ok_or(Error::Interrupted)?.chains.push(chain);
+        Ok(())
+    })?;
+    let mut rules: FxHashMap<(usize, String), Vec<Rule>> = FxHashMap::default();
+    socket.dump(&Request::dump(NFT_MSG_GETRULE, ALL_FAMILIES), |message| -> Result<(), Error> {
+        let a: Attributes<'_> = message.attributes().table()?;
+        let name = text(a[usize::from(NFTA_RULE_TABLE)])?;
+        let table = tables.iter().position(|t| t.family == message.family && t.name == name);
+        let chain = text(a[usize::from(NFTA_RULE_CHAIN)])?.to_owned();
+        rules.entry((table.ok_or(Error::Interrupted)?, chain)).or_default().push(rule(&a)?);
+        Ok(())
+    })?;
+    for (index, table) in tables.iter_mut().enumerate() {
+        for chain in &mut table.chains {
+            chain.rules = rules.remove(&(index, chain.name.clone())).unwrap_or_default();
+        }
+    }
+    Ok(tables)
+}
+
+type Attributes<'a> = [Option<Attribute<'a>>; 12];
+
+fn text(attribute: Option<Attribute<'_>>) -> Result<&str, Malformed> {
+    attribute.ok_or(Malformed("an object without its name"))?.string()
+}
+
+fn number(attribute: Option<Attribute<'_>>) -> Result<u32, Malformed> {
+    attribute.map_or(Ok(0), |a| a.u32())
+}
+
+fn chain<'a>(message: &Message<'a>) -> Result<(&'a str, Chain), Malformed> {
+    let a: Attributes<'a> = message.attributes().table()?;
+    let get = |kind: u16| a[usize::from(kind)];
+    let hook = match get(NFTA_CHAIN_HOOK) {
+        None => None,
+        Some(hook) => {
+            let hook: Attributes<'_> = hook.nested().table()?;
+            Some(Hook {
+                kind: get(NFTA_CHAIN_TYPE).map_or(Ok(""), |kind| kind.string())?.into(),
+                hook: number(hook[usize::from(NFTA_HOOK_HOOKNUM)])?,
+                priority: number(hook[usize::from(NFTA_HOOK_PRIORITY)])? as i32,
+                drops: get(NFTA_CHAIN_POLICY).is_some_and(|p| p.u32() == Ok(NF_DROP)),
+            })
+        }
+    };
+    let chain = Chain { name: text(get(NFTA_CHAIN_NAME))?.into(), hook, rules: Vec::new() };
+    Ok((text(get(NFTA_CHAIN_TABLE))?, chain))
+}
+
+fn rule(a: &Attributes<'_>) -> Result<Rule, Malformed> {
+    let handle = a[usize::from(NFTA_RULE_HANDLE)].map_or(Ok(0), |handle| handle.u64())?;
+    let mut rule = Rule { handle, parts: Vec::new() };
+    if let Some(list) = a[usize::from(NFTA_RULE_EXPRESSIONS)] {
+        for expression in list.nested() {
+            let [_, name, data] = expression?.nested().table()?;
+            let data = data.map_or(Ok(Default::default()), |data| data.nested().table())?;
+            rule.parts.push(part(text(name)?, &data)?);
+        }
+    }
+    Ok(rule)
+}
+
+fn part(name: &str, a: &Attributes<'_>) -> Result<Part, Malformed> {
+    let get = |kind: u16| a[usize::from(kind)];
+    Ok(match name {
+        "immediate" if number(get(NFTA_IMMEDIATE_DREG))? == NFT_REG_VERDICT => {
+            verdict(get(NFTA_IMMEDIATE_DATA))?
+        }
+        "nat" if number(get(NFTA_NAT_TYPE))? == NFT_NAT_DNAT => Part::Dnat,
+        "redir" => Part::Dnat,
+        "reject" => Part::Reject,
+        "counter" | "log" | "last" => Part::Neutral,
+        "payload" => Part::Load(
+            number(get(NFTA_PAYLOAD_BASE))?,
+            number(get(NFTA_PAYLOAD_OFFSET))?,
+            number(get(NFTA_PAYLOAD_LEN))?,
+        ),
+        "bitwise" => Part::Mask(value(get(NFTA_BITWISE_MASK))?),
+        "cmp" => Part::Compare(number(get(NFTA_CMP_OP))? == NFT_CMP_EQ, value(get(NFTA_CMP_DATA))?),
+        "target" => match text(get(NFTA_COMPAT_NAME))? {
+            "DNAT" | "REDIRECT" => Part::Dnat,
+            "REJECT" => Part::Reject,
+            target => Part::Other(target.into()),
+        },
+        "match" if text(get(NFTA_COMPAT_NAME))? == "comment" => Part::Neutral,
+        other => Part::Other(other.into()),
+    })
+}
+
+fn verdict(data: Option<Attribute<'_>>) -> Result<Part, Malformed> {
+    let [_, _, verdict] = data.ok_or(Malformed("a verdict without its data"))?.nested().table()?;
+    let [_, code, chain] = verdict.ok_or(Malformed("a verdict without its data"))?.nested().table()?;
+    Ok(match number(code)? {
+        NFT_JUMP | NFT_GOTO => Part::Jump(text(chain)?.into()),
+        NF_DROP => Part::Drop,
+        NF_ACCEPT => Part::Accept,
+        _ => Part::Verdict,
+    })
+}
+
+fn value(data: Option<Attribute<'_>>) -> Result<Vec<u8>, Malformed> {
+    let Some(data) = data else { return Ok(Vec::new()) };
+    let [_, value] = data.nested().table()?;
+    Ok(value.map_or_else(Vec::new, |value| value.value.to_vec()))
+}
