@@ -66,13 +66,6 @@ fn word(family: Family) -> &'static str {
     }
 }
 
-fn number(family: Family) -> u8 {
-    match family {
-        Family::Ipv4 => NFPROTO_IPV4,
-        Family::Ipv6 => NFPROTO_IPV6,
-    }
-}
-
 /// Why leftovers could not be found or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -172,7 +165,7 @@ fn in_xtables(table: &xtables::Table) -> BTreeSet<String> {
 fn in_nftables(rules: &Ruleset) -> Vec<(Leftover, BTreeSet<String>)> {
     let mut found = Vec::new();
     for family in Family::ALL {
-        for table in rules.tables.iter().filter(|t| t.family == number(family)) {
+        for table in rules.tables.iter().filter(|t| t.family == family.number()) {
             if table.name == TABLE {
                 found.push((Leftover::Table(family), BTreeSet::new()));
             } else if IPTABLES.contains(&&*table.name) {
@@ -219,11 +212,11 @@ fn removal(rules: &Ruleset, found: &[(Leftover, BTreeSet<String>)]) -> Batch {
     for (leftover, gone) in found {
         let (family, name) = match leftover {
             Leftover::Table(family) => {
-                batch.message(NFT_MSG_DELTABLE, 0, number(*family), 0);
+                batch.message(NFT_MSG_DELTABLE, 0, family.number(), 0);
                 batch.string(NFTA_TABLE_NAME, TABLE);
                 continue;
             }
-            Leftover::Chains { family, table, .. } => (number(*family), table),
+            Leftover::Chains { family, table, .. } => (family.number(), table),
         };
         let Some(table) = rules.tables.iter().find(|t| t.family == family && t.name == *name) else {
             continue;

@@ -10,6 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::cluster::Family;
+
 /// Where kube-proxy serves its metrics if nothing else is set.
 pub const METRICS: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), crate::config::file::METRICS_PORT);
@@ -60,9 +62,7 @@ fn process() -> Option<u32> {
 
 /// Whether kube-proxy's metrics, and not those of sluice, are served there.
 fn answers(address: SocketAddr) -> bool {
-    let loopback: IpAddr =
-        if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
-    let ip = if address.ip().is_unspecified() { loopback } else { address.ip() };
+    let ip = if address.ip().is_unspecified() { Family::of(address.ip()).loopback() } else { address.ip() };
     let ask = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, address.port()), PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
