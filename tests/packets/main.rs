@@ -10,6 +10,9 @@ mod agent;
 mod apiserver;
 mod case;
 mod cluster;
+#[path = "../support/events.rs"]
+#[allow(dead_code)] // Other tests use the rest.
+mod events;
 mod lab;
 mod netns;
 mod not_covered;
@@ -18,6 +21,9 @@ mod run;
 mod scenarios;
 mod server;
 mod topology;
+mod traced;
+#[path = "../support/tracer.rs"]
+mod tracer;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -79,7 +85,8 @@ fn trials() -> Result<Vec<Trial>> {
         trial(&group, &name, move || run_case(&case, source, repeats)).with_ignored_flag(only_http)
     });
     let scenarios = SCENARIOS.iter().map(|scenario| trial("scenarios", scenario.name, || scenario.run()));
-    Ok(scenarios.chain(cases).collect())
+    let traced = std::iter::once(trial("scenarios", "traced-clusters", traced::run));
+    Ok(traced.chain(scenarios).chain(cases).collect())
 }
 
 fn only_http(case: &Case) -> bool {

@@ -155,6 +155,18 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// Takes another one of the same flow in.
+    pub fn merge(&mut self, other: Observation) {
+        other.outcomes.into_iter().for_each(|(outcome, n)| *self.outcomes.entry(outcome).or_default() += n);
+        other
+            .endpoints
+            .into_iter()
+            .for_each(|(endpoint, n)| *self.endpoints.entry(endpoint).or_default() += n);
+        for (endpoint, sources) in other.sources {
+            self.sources.entry(endpoint).or_default().extend(sources);
+        }
+    }
+
     fn add(&mut self, attempt: Result<Answer, Outcome>) {
         let outcome = match attempt {
             Ok(answer) => {
