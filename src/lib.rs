@@ -28,5 +28,6 @@ pub mod reconcile;
 pub mod relay;
 pub mod reporting;
 pub mod source;
+pub mod sysctl;
 pub mod takeover;
 pub mod timestamp;

@@ -3,5 +3,7 @@
 
 #[path = "operator/lab.rs"]
 mod lab;
+#[path = "operator/sysctl.rs"]
+mod sysctl;
 #[path = "operator/takeover.rs"]
 mod takeover;

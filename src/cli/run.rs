@@ -25,6 +25,7 @@ use crate::reconcile::Reconciler;
 use crate::relay::Relay;
 use crate::reporting::Reporting;
 use crate::source::manifests::Manifests;
+use crate::sysctl;
 use crate::takeover;
 
 /// How many batches of changes may wait for the reconcile loop.
@@ -66,7 +67,8 @@ impl Run {
         config.notices.iter().for_each(|notice| info!("{notice}"));
         config.warnings.iter().for_each(|warning| warn!("{warning}"));
         if flags.is_on("init-only") {
-            info!("initialized: nothing here needs more than CAP_NET_ADMIN");
+            sysctl::apply_and_warn(&config);
+            info!("initialized; what is left needs CAP_NET_ADMIN only");
             return Ok(());
         }
         set_oom_score_adj(config.oom_score_adj);
@@ -112,6 +114,8 @@ impl Run {
                     tokio::spawn(source.run(tx))
                 }
             };
+            // Not before it is sure that this process goes on.
+            sysctl::apply_and_warn(&config);
             let after_first_sync = takeover::Takeover {
                 remove: self.takes_over(),
                 metrics: config.servers.metrics.unwrap_or(running::METRICS),

@@ -124,9 +124,7 @@ fn help_shows_what_matters() {
     {
         assert!(run.contains(shown), "{shown}\n{run}");
     }
-    for hidden in
-        ["--healthz-port", "--network-name", "--kube-api-qps", "--ipvs-scheduler", "--conntrack-min"]
-    {
+    for hidden in ["--healthz-port", "--network-name", "--kube-api-qps", "--ipvs-scheduler"] {
         assert!(!run.contains(hidden), "{hidden}\n{run}");
     }
     let dump = help("sluice dump --help");
