@@ -4,6 +4,7 @@
 //! as with `kubectl apply -f`; hidden ones are left out, symbolic links followed, so a mounted ConfigMap works).
 //! A file may hold several documents, lists, and objects of other kinds, which are skipped.
 
+mod block;
 mod parse;
 mod watch;
 
