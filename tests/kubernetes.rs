@@ -5,6 +5,8 @@
 mod agent;
 #[path = "apiserver/server.rs"]
 mod apiserver;
+#[path = "kubernetes/credentials.rs"]
+mod credentials;
 #[path = "support/events.rs"]
 #[allow(dead_code)]
 mod events;

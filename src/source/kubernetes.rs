@@ -118,7 +118,7 @@ impl Kubernetes {
     /// meanwhile.
     pub async fn run(self, changes: mpsc::Sender<Batch>) {
         let Kubernetes { connection, node, timing, status } = self;
-        info!(server = connection.url, node = &*node, "watching the API server");
+        info!(server = connection.current().url, node = &*node, "watching the API server");
         let shared = Arc::new(Shared { connection, timing, status, outages: Outages::default(), changes });
         let mut tasks = JoinSet::new();
         for resource in Resource::all(&node) {
@@ -143,7 +143,7 @@ impl Kubernetes {
             loop {
                 let uri = format!("{}?limit={PAGE}{}{token}", resource.path(), resource.selectors());
                 let failed = |error| ListError {
-                    url: self.connection.url.clone(),
+                    url: self.connection.current().url.clone(),
                     resource: resource.name(),
                     remedy: Error::remedy(&error, &resource),
                     error,

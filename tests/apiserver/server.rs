@@ -111,19 +111,13 @@ impl ApiServer {
 
     /// HTTPS with HTTP/2 or, without it, HTTP/1.1.
     pub async fn tls(http2: bool) -> ApiServer {
-        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])
-            .expect("a certificate");
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("protocol versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key)
-            .expect("a usable certificate");
-        config.alpn_protocols =
-            if http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
-        ApiServer::start(Some((TlsAcceptor::from(Arc::new(config)), certified.cert.pem()))).await
+        let alpn: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+        ApiServer::start(Some(certificate(alpn))).await
+    }
+
+    /// From the next [`come_up`](ApiServer::come_up) on the server has another certificate, of another CA.
+    pub fn renew_certificate(&mut self) {
+        self.tls = Some(certificate(&[b"h2"]));
     }
 
     async fn start(tls: Option<(TlsAcceptor, String)>) -> ApiServer {
@@ -241,6 +235,22 @@ impl ApiServer {
     pub fn watches(&self) -> usize {
         self.inner.disturbed.receiver_count()
     }
+}
+
+/// A self-signed certificate: what accepts connections with it, and its PEM.
+fn certificate(alpn: &[&[u8]]) -> (TlsAcceptor, String) {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])
+        .expect("a certificate");
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("protocol versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .expect("a usable certificate");
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    (TlsAcceptor::from(Arc::new(config)), certified.cert.pem())
 }
 
 async fn connection(stream: tokio::net::TcpStream, acceptor: Option<TlsAcceptor>, inner: Arc<Inner>) {

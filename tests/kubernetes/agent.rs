@@ -48,8 +48,12 @@ pub fn kubeconfig(server: &ApiServer) -> PathBuf {
 
 /// Connects by a kubeconfig.
 pub async fn connect(server: &ApiServer) -> Kubernetes {
-    let config = kubeconfig(server);
-    let connection = Connection::open(Some(&config), None, &timing()).await.expect("a usable kubeconfig");
+    connect_by(&kubeconfig(server)).await
+}
+
+/// Connects by this kubeconfig.
+pub async fn connect_by(kubeconfig: &Path) -> Kubernetes {
+    let connection = Connection::open(Some(kubeconfig), None, &timing()).await.expect("a usable kubeconfig");
     Kubernetes::new(connection, NODE, timing())
 }
 
@@ -71,7 +75,10 @@ impl Drop for Agent {
 
 impl Agent {
     pub async fn start(server: &ApiServer) -> Agent {
-        let source = connect(server).await;
+        Agent::of(connect(server).await)
+    }
+
+    pub fn of(source: Kubernetes) -> Agent {
         let (sender, changes) = mpsc::channel(64);
         let status = source.status();
         let task = tokio::spawn(source.run(sender));

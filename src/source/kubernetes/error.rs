@@ -21,9 +21,10 @@ pub enum ConnectionError {
     /// `--master` is no URL.
     #[error("--master {0:?} is not a URL such as https://192.168.0.10:6443")]
     Master(String),
-    /// The kubeconfig asks for a proxy.
+    /// `proxy-url` of the kubeconfig, or the environment, asks for a proxy of another kind.
     #[error(
-        "the API server would be reached through the proxy {0}, which is not supported: unset it for sluice"
+        "the API server cannot be reached through the proxy {0}: proxies can be http:// and socks5:// ones; \
+         change proxy-url of the kubeconfig, or HTTPS_PROXY, or name the API server's host in NO_PROXY"
     )]
     Proxy(String),
     /// Certificates, keys or credentials cannot be used.

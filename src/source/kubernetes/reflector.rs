@@ -153,7 +153,7 @@ impl Reflector {
         self.failures = self.failures.saturating_add(1);
         // One cut of a stream that worked is nothing; if it cannot be had again it is an outage.
         if self.failures > 1 || listing && !error.is_expired() {
-            self.shared.outages.failed(&self.shared.connection.url, &self.resource, &error);
+            self.shared.outages.failed(&self.shared.connection.current().url, &self.resource, &error);
         }
         let stuck = self.failures >= GIVE_UP && !error.is_unanswered();
         let next = if error.is_expired() || stuck { Next::List } else { next };
@@ -164,9 +164,14 @@ impl Reflector {
         let wait = self.wait(&error);
         debug!(resource = self.resource.name(), %error, wait_ms = wait.as_millis() as u64, ?next, "again");
         tokio::select! {
-            () = sleep(wait) => Some(next),
-            () = self.shared.changes.closed() => None,
+            () = sleep(wait) => {}
+            () = self.shared.changes.closed() => return None,
         }
+        // Not knowing who we are, and not knowing who they are, may both be mended by now.
+        if error.code() == Some(401) || error.is_unanswered() && self.failures > 1 {
+            self.shared.connection.renew().await;
+        }
+        Some(next)
     }
 
     fn wait(&self, error: &Error) -> Duration {
@@ -201,7 +206,7 @@ impl Reflector {
 
     fn well(&mut self) {
         self.failures = 0;
-        self.shared.outages.well(&self.shared.connection.url, &self.resource);
+        self.shared.outages.well(&self.shared.connection.current().url, &self.resource);
     }
 
     /// Lists page by page; the version to watch from.
@@ -394,7 +399,9 @@ impl Reflector {
     /// be no way to it.
     fn warn_of_circle(&mut self, change: &Change) {
         let Change::Service(name, Some(service)) = change else { return };
-        let Some(host) = self.shared.connection.host.filter(|host| service.cluster_ips.contains(host)) else {
+        let Some(host) =
+            self.shared.connection.current().host.filter(|host| service.cluster_ips.contains(host))
+        else {
             return;
         };
         if !std::mem::replace(&mut self.circle, true) {

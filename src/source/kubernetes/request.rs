@@ -147,7 +147,7 @@ pub(super) async fn get(
         .header(header::USER_AGENT, concat!("sluice/", env!("CARGO_PKG_VERSION")))
         .body(Body::empty())
         .map_err(|error| Error::Connection(chain(&error)))?;
-    let response = timeout(timing.answer, connection.client.send(request))
+    let response = timeout(timing.answer, connection.current().client.send(request))
         .await
         .map_err(|_| Error::Silent(timing.answer))?
         .map_err(|error| Error::Connection(chain(&error)))?;
