@@ -23,8 +23,8 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Lab {
-        let namespace = format!("sluice-api-{}", std::process::id());
+    fn new(name: &str) -> Lab {
+        let namespace = format!("sluice-{name}-{}", std::process::id());
         let lab = Lab { namespace, folder: tempfile::tempdir().expect("a folder"), agent: None };
         run(Command::new("ip").args(["netns", "add", &lab.namespace]));
         run(Command::new("ip").args(["-n", &lab.namespace, "link", "set", "lo", "up"]));
@@ -53,6 +53,29 @@ impl Lab {
             .spawn()
             .expect("the agent starts");
         self.agent = Some(agent);
+    }
+
+    /// Runs another command of the program; its exit status, and what it said on stdout and stderr.
+    fn call(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.namespace, env!("CARGO_BIN_EXE_sluice")])
+            .args(arguments)
+            .args(["--hostname-override", NODE])
+            .env("KUBECONFIG", self.folder.path().join("kubeconfig"))
+            .output()
+            .expect("the program starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// The rules of the namespace, without counters and times.
+    fn rules(&self) -> String {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.namespace, "nft", "--stateless", "list", "ruleset"])
+            .output()
+            .expect("nft starts");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn log(&self) -> String {
@@ -107,7 +130,7 @@ fn run(command: &mut Command) {
 fn the_first_sync_waits_for_the_node_and_metrics_tell_of_the_server() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let mut lab = Lab::new();
+    let mut lab = Lab::new("node");
     // Until the listener is made, the runtime is on the thread that entered the namespace.
     let mut server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
     populate(&server);
@@ -150,4 +173,54 @@ fn the_first_sync_waits_for_the_node_and_metrics_tell_of_the_server() {
     assert_eq!(restarts("services"), Some(0.0));
     runtime.block_on(server.go_down());
     lab.until("restarts are counted", || restarts("services") > Some(0.0) && restarts("nodes") > Some(0.0));
+}
+
+#[test]
+fn an_outage_changes_no_rules_and_commands_ask_the_same_server() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let mut lab = Lab::new("outage");
+    let mut server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
+    populate(&server);
+    lab.start(&server);
+    lab.until("synced", || lab.get(10256, "/readyz").ends_with("\nready\n"));
+    // The current context of KUBECONFIG, as with kubectl.
+    let (status, dumped, said) = lab.call(&["dump"]);
+    assert!(status == Some(0) && dumped.contains("10.96.0.7 . tcp . 80"), "{dumped}{said}");
+    assert_eq!(lab.call(&["diff"]).0, Some(0));
+
+    let before = lab.rules();
+    runtime.block_on(server.go_down());
+    server.apply(Kind::Services, service("svc7", "10.96.0.7", 8088));
+    lab.until("the outage is told", || lab.log().contains("the API server does not serve"));
+    assert_eq!(lab.rules(), before, "rules stay as they are meanwhile");
+    let (status, _, said) = lab.call(&["diff"]);
+    assert!(
+        status == Some(2) && said.contains(&server.url()) && said.contains("check that"),
+        "{status:?} {said}"
+    );
+
+    lab.enter(|| runtime.block_on(async { server.come_up() }));
+    lab.until("what changed meanwhile is there", || lab.rules().contains("10.96.0.7 . tcp . 8088"));
+    assert_eq!(lab.call(&["diff"]).0, Some(0));
+    server.apply(Kind::Services, service("svc7", "10.96.0.7", 8089));
+    lab.until("the change is there", || lab.call(&["diff"]).0 == Some(0) && lab.rules().contains("8089"));
+    // Without the agent somebody else's change stays.
+    if let Some(agent) = &mut lab.agent {
+        agent.kill().expect("it runs");
+        agent.wait().expect("it ends");
+    }
+    run(Command::new("ip").args([
+        "netns",
+        "exec",
+        &lab.namespace,
+        "nft",
+        "flush",
+        "map",
+        "ip",
+        "sluice",
+        "services",
+    ]));
+    let (status, differences, _) = lab.call(&["diff"]);
+    assert!(status == Some(1) && differences.contains("10.96.0.7 . tcp . 8089"), "{differences}");
 }
