@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps demo test soak lint bless bench build static clean
+.PHONY: help deps demo test vm vm-all soak lint bless bench build static clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,13 @@ demo: deps ## a node in a network namespace, the real agent, real connections th
 
 test: deps ## every test; needs root for network namespaces
 	$(SUDO) env "PATH=$$PATH" $(CARGO) test --no-fail-fast --lib --bins --tests
+
+SUITES ?= bookworm trixie
+vm: deps ## the tests of packets and the kernel under Debian's kernels 6.1 and 6.12, in emulated machines (SUITES=bookworm: one)
+	$(SUDO) env "PATH=$$PATH" tests/vm/tests $(SUITES)
+
+vm-all: deps ## the same with what takes minutes under emulation
+	$(SUDO) env "PATH=$$PATH" SLUICE_VM_LIMIT=7200 tests/vm/tests --all $(SUITES)
 
 EVENTS ?= 1000000
 soak: deps ## a million random events (EVENTS=n): incremental equals from-scratch, read back from the kernel
