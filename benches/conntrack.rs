@@ -84,7 +84,14 @@ fn endpoint(number: u32) -> SocketAddr {
 
 fn frontend(endpoints: Vec<SocketAddr>) -> Frontend {
     let inside = Target::Endpoints(endpoints.into_iter().collect());
-    Frontend { inside, outside: None, masquerade: Masquerade::OffCluster, sources: None, draining: None }
+    Frontend {
+        inside,
+        outside: None,
+        masquerade: Masquerade::OffCluster,
+        sources: None,
+        draining: None,
+        scheduler: None,
+    }
 }
 
 /// Makes entries by `IPCTNL_MSG_CT_NEW`; those that are there stay.

@@ -69,10 +69,12 @@ pub async fn run<D: DataPlane>(
             }
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             _ = drift.tick(), if schedule.watches_for_drift() => {
-                if Instant::now() < schedule.look_again || !disturbed(&mut reconciler) {
-                    continue;
+                if tend(&mut reconciler) {
+                    if Instant::now() < schedule.look_again || !disturbed(&mut reconciler) {
+                        continue;
+                    }
+                    reconciler.resync();
                 }
-                reconciler.resync();
             }
             () = changed(&mut address_changes, &mut addresses) => {
                 reconciler.refresh_host_addresses();
@@ -203,6 +205,12 @@ fn without_blocking_others<T>(work: impl FnOnce() -> T) -> T {
         tokio::runtime::RuntimeFlavor::CurrentThread => work(),
         _ => tokio::task::block_in_place(work),
     }
+}
+
+/// Whether what time brings went well; if not, everything is to be compared.
+fn tend<D: DataPlane>(reconciler: &mut Reconciler<D>) -> bool {
+    let result = without_blocking_others(|| reconciler.tend());
+    result.inspect_err(|error| warn!(%error, "endpoints that went could not be looked after")).is_ok()
 }
 
 fn disturbed<D: DataPlane>(reconciler: &mut Reconciler<D>) -> bool {

@@ -5,9 +5,11 @@
 
 mod index;
 mod objects;
+mod scheduler;
 
 pub use index::{Dirty, Index};
 pub use objects::{
     Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Interner, Node, ObjectName, Protocol,
     Service, ServiceCidr, ServicePort, TrafficDistribution, TrafficPolicy,
 };
+pub use scheduler::{Scheduler, UnknownScheduler};

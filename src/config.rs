@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::cluster::{Family, Index};
+use crate::cluster::{Family, Index, Scheduler};
 use crate::forwarding::{LocalDetection, NodeView, Settings};
 
 pub mod duration;
@@ -93,6 +93,8 @@ pub struct Config {
     pub servers: Servers,
     /// Settings of the kernel's connection tracking.
     pub conntrack: Conntrack,
+    /// Mode ipvs with its settings; `None`: mode nftables.
+    pub ipvs: Option<Ipvs>,
     /// The process's `oom_score_adj`, -1000 to 1000.
     pub oom_score_adj: i32,
     /// Logs.
@@ -103,6 +105,23 @@ pub struct Config {
     pub notices: Vec<String>,
     /// What the operator should be warned of, once.
     pub warnings: Vec<String>,
+}
+
+/// Settings of mode ipvs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ipvs {
+    /// The scheduler of Services that ask for none.
+    pub scheduler: Scheduler,
+    /// Virtual services in these ranges are somebody else's, unless a Service asks for them.
+    pub exclude_cidrs: Vec<IpNet>,
+    /// Set arp_ignore and arp_announce for all devices.
+    pub strict_arp: bool,
+    /// How long a TCP connection without packets is remembered; `None`: as the kernel has it.
+    pub tcp_timeout: Option<Duration>,
+    /// The same after a FIN.
+    pub tcp_fin_timeout: Option<Duration>,
+    /// The same of UDP.
+    pub udp_timeout: Option<Duration>,
 }
 
 /// How the API server is reached.
@@ -281,7 +300,8 @@ impl Config {
             );
         }
         let masquerade_all = self.masquerade_all;
-        Settings { local_detection, pod_cidrs, service_cidrs, masquerade_all }
+        let ipvs = self.ipvs.as_ref().map(|ipvs| ipvs.scheduler);
+        Settings { local_detection, pod_cidrs, service_cidrs, masquerade_all, ipvs }
     }
 }
 
@@ -292,10 +312,12 @@ fn is_link_local(address: &IpAddr) -> bool {
     }
 }
 
-/// The addresses of this host's interfaces, sorted; loopback and link-local ones, too.
+/// The addresses of this host's interfaces, sorted; loopback and link-local ones, too, but not those that are there for
+/// the sake of IPVS.
 pub fn host_addresses() -> std::io::Result<Vec<IpAddr>> {
     let mut addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
         .map_err(std::io::Error::from)?
+        .filter(|interface| interface.interface_name != crate::dataplane::ipvs::model::DEVICE)
         .filter_map(|interface| {
             let address = interface.address?;
             let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));

@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::forwarding::{Adopted, Changes, Desired, Settings};
 
+pub mod ipvs;
 pub mod memory;
 pub mod nftables;
 
@@ -42,6 +43,11 @@ pub trait DataPlane {
 
     /// Applies a plan, wholly or not at all.
     fn apply(&mut self, plan: &Self::Plan) -> Result<(), Self::Error>;
+
+    /// Does what is to be done as time passes, by itself; called several times a second.
+    fn tend(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
 
     /// Whether somebody else may have changed what is there since it was last observed or applied.
     fn disturbed(&mut self) -> Result<bool, Self::Error>;

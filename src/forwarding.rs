@@ -15,7 +15,7 @@ mod service;
 mod tests;
 
 pub use affinity::Sticky;
-pub use desired::{Adopted, Changes, Conflict, Desired, SetChange};
+pub use desired::{Adopted, Change, Changes, Conflict, Desired, SetChange};
 pub use endpoints::{Categories, LeftOut, Usable, Used, arrange, categorize};
 pub use explain::explain;
 pub use local::{HealthCheck, Local, local};

@@ -12,7 +12,9 @@
 
 pub mod addresses;
 pub mod attribute;
+pub mod generic;
 pub mod message;
+pub mod route;
 pub mod socket;
 pub mod xtables;
 

@@ -134,6 +134,15 @@ impl<D: DataPlane> Reconciler<D> {
         }
     }
 
+    /// Does what is to be done as time passes. After a failure the next sync is a full one.
+    pub fn tend(&mut self) -> Result<(), D::Error> {
+        let result = self.plane.tend();
+        if result.is_err() {
+            self.forget();
+        }
+        result
+    }
+
     /// Whether somebody else may have changed the rules.
     pub fn disturbed(&mut self) -> Result<bool, D::Error> {
         let result = self.plane.disturbed();

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::cluster::Family;
 use crate::config::{Config, Conntrack, DetectLocal};
-use crate::netlink::{self, Request, Socket};
+use crate::netlink::{self, Request, Socket, generic};
 
 /// `IPCTNL_MSG_CT_GET_STATS_CPU` of `linux/netfilter/nfnetlink_conntrack.h`.
 const IPCTNL_MSG_CT_GET_STATS_CPU: u8 = 4;
@@ -25,6 +25,7 @@ const RTF_ADDRCONF: u32 = 0x0004_0000;
 const MAX: &str = "net.netfilter.nf_conntrack_max";
 /// Rows of the hash table; the kernel resizes it at once.
 const BUCKETS: &str = "net.netfilter.nf_conntrack_buckets";
+const IPVS_CONNTRACK: &str = "net.ipv4.vs.conntrack";
 const IPV4_FORWARD: &str = "net.ipv4.ip_forward";
 const IPV6_FORWARD: &str = "net.ipv6.conf.all.forwarding";
 
@@ -98,6 +99,18 @@ pub fn wanted(config: &Config, cpus: u64) -> Vec<Setting> {
     if c.tcp_be_liberal {
         set("net.netfilter.nf_conntrack_tcp_be_liberal", 1, false);
     }
+    if let Some(ipvs) = &config.ipvs {
+        // As kube-proxy. conntrack: masquerade knows the connection. expire_nodest_conn: what goes to a deleted endpoint
+        // goes to another at once. expire_quiescent_template: a client sticks to no endpoint that takes no connections.
+        // conn_reuse_mode stays 1: the delay of a second that made kube-proxy set 0 is gone since Linux 5.9.
+        set(IPVS_CONNTRACK, 1, false);
+        set("net.ipv4.vs.expire_nodest_conn", 1, false);
+        set("net.ipv4.vs.expire_quiescent_template", 1, false);
+        if ipvs.strict_arp {
+            set("net.ipv4.conf.all.arp_ignore", 1, false);
+            set("net.ipv4.conf.all.arp_announce", 2, false);
+        }
+    }
     for family in families(config) {
         set(if family == Family::Ipv4 { IPV4_FORWARD } else { IPV6_FORWARD }, 1, true);
     }
@@ -130,6 +143,9 @@ fn families(config: &Config) -> Vec<Family> {
 /// what could not be.
 pub fn apply(settings: &[Setting]) -> Vec<Unset> {
     load_conntrack();
+    if settings.iter().any(|setting| setting.name == IPVS_CONNTRACK) {
+        load_ipvs();
+    }
     let mut unset = Vec::new();
     for setting in settings {
         let Setting { name, value, .. } = *setting;
@@ -217,6 +233,15 @@ fn load_conntrack() {
     });
     if let Err(error) = asked {
         info!(%error, "connection tracking could not be loaded");
+    }
+}
+
+/// The kernel loads IPVS when somebody asks for it.
+fn load_ipvs() {
+    if !path(IPVS_CONNTRACK).exists()
+        && let Err(error) = Socket::open_generic().and_then(|mut socket| generic::family(&mut socket, "IPVS"))
+    {
+        info!(%error, "IPVS could not be loaded");
     }
 }
 

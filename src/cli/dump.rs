@@ -1,7 +1,9 @@
 //! `sluice dump`.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -9,7 +11,9 @@ use super::logging;
 use super::settings::Settings;
 use crate::cluster::{Family, Index};
 use crate::config::{self, Config, host_addresses};
+use crate::dataplane::ipvs;
 use crate::dataplane::nftables::model::Set;
+use crate::dataplane::nftables::translation::{Host, Translation};
 use crate::dataplane::nftables::{plan, text};
 use crate::forwarding::{self, Desired, NodeView};
 use crate::source::manifests::Manifests;
@@ -23,10 +27,21 @@ pub struct Dump {
 impl Dump {
     pub fn execute(self) -> anyhow::Result<()> {
         logging::warnings_only();
-        let desired = desired(&self.settings)?;
+        let (desired, own) = desired(&self.settings)?;
         let mut out = String::new();
+        let translation = match Translation::of(&desired) {
+            Translation::Table => Translation::Table,
+            Translation::Ipvs(host) => {
+                let host = Host { addresses: own.into_iter().collect(), node: host.node.clone() };
+                let translation = Translation::Ipvs(Arc::new(host));
+                for step in ipvs::plan::from_nothing(&desired, translation.clone()) {
+                    writeln!(out, "{step}")?;
+                }
+                translation
+            }
+        };
         for family in Family::ALL {
-            let elements = plan::elements(&desired, family);
+            let elements = plan::elements(&desired, &translation, family);
             let chains = plan::chains(family, &elements);
             let sets = (0..plan::sticky_sets(&chains)).map(Set::Sticky).collect();
             let structure = plan::structure(desired.settings(), family);
@@ -100,11 +115,12 @@ pub fn view(settings: &Settings) -> anyhow::Result<View> {
     Ok(View { index, node, settings, own })
 }
 
-fn desired(settings: &Settings) -> anyhow::Result<Desired> {
-    let View { index, node, settings, .. } = view(settings)?;
+/// What is desired, and the node's addresses.
+fn desired(settings: &Settings) -> anyhow::Result<(Desired, Vec<IpAddr>)> {
+    let View { index, node, settings, own } = view(settings)?;
     let (desired, changes) = Desired::from_scratch(&index, node, settings);
     for c in &changes.conflicts {
         tracing::warn!(service = %c.loser, winner = %c.winner, "{} ({}) is not served for this Service", c.key, c.kind);
     }
-    Ok(desired)
+    Ok((desired, own))
 }

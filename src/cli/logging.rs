@@ -1,7 +1,5 @@
 //! Logs go to stderr.
 
-use std::io::IsTerminal;
-
 use tracing::level_filters::LevelFilter;
 
 use crate::config::Logging;
@@ -24,7 +22,8 @@ pub fn warnings_only() {
 fn start_at(level: LevelFilter, json: bool) {
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        // Colours are not built in; asking for them on a terminal is a panic, or a line of complaint.
+        .with_ansi(false)
         .with_target(false)
         .with_max_level(level);
     // A second start within one process (tests) keeps the first.

@@ -18,6 +18,7 @@ use crate::app;
 use crate::config::{Config, NodePortAddress};
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
+use crate::dataplane::ipvs::Ipvs;
 use crate::dataplane::nftables::Nftables;
 use crate::host::kube_proxy::running;
 use crate::metrics::Metrics;
@@ -73,9 +74,13 @@ impl Run {
         }
         set_oom_score_adj(config.oom_score_adj);
         raise_file_limit();
-        match &self.settings.manifests {
-            Some(path) => self.reconcile(config, file, Some(Manifests::open(path)?)),
-            None => self.reconcile(config, file, None),
+        let manifests = self.settings.manifests.as_ref().map(Manifests::open).transpose()?;
+        match &config.ipvs {
+            None => self.reconcile(config, Nftables::open()?, file, manifests),
+            Some(ipvs) => {
+                let plane = Ipvs::open(ipvs.clone(), config.sync_period)?;
+                self.reconcile(config, plane, file, manifests)
+            }
         }
     }
 
@@ -91,13 +96,13 @@ impl Run {
     }
 
     /// From files, or from the API server.
-    fn reconcile(
+    fn reconcile<D: DataPlane>(
         &self,
         config: Config,
+        plane: D,
         file: Option<File>,
         manifests: Option<Manifests>,
     ) -> anyhow::Result<()> {
-        let plane = Nftables::open()?;
         let metrics = Arc::new(Metrics::new()?);
         let manifests = manifests.map(|m| m.counting(metrics.invalid_objects.clone()));
         let reporting = Reporting::new(metrics);

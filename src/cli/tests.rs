@@ -124,7 +124,7 @@ fn help_shows_what_matters() {
     {
         assert!(run.contains(shown), "{shown}\n{run}");
     }
-    for hidden in ["--healthz-port", "--network-name", "--kube-api-qps", "--ipvs-scheduler"] {
+    for hidden in ["--healthz-port", "--network-name", "--kube-api-qps", "--iptables-masquerade-bit"] {
         assert!(!run.contains(hidden), "{hidden}\n{run}");
     }
     let dump = help("sluice dump --help");

@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use rustc_hash::FxHashSet;
 use serde::Serialize;
 
+use super::Scheduler;
+
 /// An IP family. Everything a service does is done once in each family it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Family {
@@ -166,6 +168,8 @@ pub struct Service {
     pub health_check_node_port: Option<NonZeroU16>,
     /// `spec.trafficDistribution`.
     pub traffic_distribution: Option<TrafficDistribution>,
+    /// Annotation `sluice/ipvs-scheduler`, for mode ipvs.
+    pub scheduler: Option<Scheduler>,
 }
 
 impl Service {
@@ -184,6 +188,7 @@ impl Service {
             affinity: None,
             health_check_node_port: None,
             traffic_distribution: None,
+            scheduler: None,
         }
     }
 }

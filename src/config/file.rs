@@ -291,8 +291,8 @@ pub const HEALTHZ_PORT: u16 = 10256;
 pub const METRICS_PORT: u16 = 10249;
 
 impl KubeProxyConfiguration {
-    /// Fills in defaults: those of kube-proxy 1.36, but for `nftables.minSyncPeriod`, which is 0 here: a change costs
-    /// one small transaction, so there is nothing to save by waiting.
+    /// Fills in defaults: those of kube-proxy 1.36, but for `minSyncPeriod` of nftables and ipvs, which is 0 here: a
+    /// change costs one small transaction, so there is nothing to save by waiting.
     pub fn set_defaults(&mut self) {
         let minute = 60;
         or(&mut self.api_version, API_VERSION.into());
@@ -310,7 +310,6 @@ impl KubeProxyConfiguration {
         or(&mut self.iptables.sync_period, GoDuration::from_secs(30));
         or(&mut self.iptables.min_sync_period, GoDuration::from_secs(1));
         or(&mut self.ipvs.sync_period, GoDuration::from_secs(30));
-        or(&mut self.ipvs.min_sync_period, GoDuration::from_secs(1));
         self.nftables.masquerade_bit.get_or_insert(14);
         or(&mut self.nftables.sync_period, GoDuration::from_secs(30));
         self.conntrack.max_per_core.get_or_insert(32 * 1024);

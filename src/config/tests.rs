@@ -72,7 +72,12 @@ fn values_that_make_no_sense_are_named_by_flag() {
         (&["--config-sync-period=0s"], "--config-sync-period: must be greater than 0"),
         (&["--kube-api-burst=-1"], "--kube-api-burst: must be greater than or equal to 0"),
         (&["--logging-format=xml"], "--logging-format: \"xml\" is neither text nor json"),
-        (&["--proxy-mode=ipvs"], "--proxy-mode: \"ipvs\" is not there yet"),
+        (&["--proxy-mode=ipvs", "--ipvs-scheduler=rrr"], "--ipvs-scheduler: \"rrr\" is no IPVS scheduler"),
+        (
+            &["--proxy-mode=ipvs", "--ipvs-exclude-cidrs=10.0.0.0/33"],
+            "--ipvs-exclude-cidrs: \"10.0.0.0/33\" is",
+        ),
+        (&["--proxy-mode=ipvs", "--ipvs-udp-timeout=-1s"], "--ipvs-udp-timeout: must be greater"),
         (&["--proxy-mode=userspace"], "--proxy-mode: \"userspace\" is none of nftables"),
         (&["--hostname-override= "], "--hostname-override: must not be empty"),
     ] {
@@ -86,19 +91,19 @@ fn values_that_make_no_sense_are_named_by_flag() {
 fn values_that_make_no_sense_are_named_by_field_and_all_at_once() {
     let body = "clusterCIDR: x\nnodePortAddresses: [all, here, there]\nconntrack: {min: -1, udpTimeout: -1s}\noomScoreAdj: 1001\n\
                 nftables: {syncPeriod: 1s, minSyncPeriod: 2s, masqueradeBit: -1}\nbindAddress: a\nmode: ipvs\n\
-                ipvs: {syncPeriod: -1s}\nlogging: {format: yaml}\n";
+                ipvs: {syncPeriod: -1s, scheduler: x}\nlogging: {format: yaml}\n";
     let error = with_file(body).unwrap_err();
     let fields: Vec<&str> = error.0.iter().map(|invalid| invalid.field.as_str()).collect();
     assert_eq!(
         fields,
         [
-            "mode",
             "clusterCIDR",
             "nodePortAddresses[1]",
             "nodePortAddresses[2]",
             "bindAddress",
             "conntrack.udpTimeout",
             "conntrack.min",
+            "ipvs.scheduler",
             "logging.format",
             "nftables.minSyncPeriod",
             // What is not positive is not compared with minSyncPeriod as well.
@@ -108,7 +113,7 @@ fn values_that_make_no_sense_are_named_by_field_and_all_at_once() {
         ]
     );
     let text = error.to_string();
-    assert!(text.starts_with("12 settings make no sense:\n  mode: \"ipvs\" is not there yet"), "{text}");
+    assert!(text.starts_with("12 settings make no sense:\n  clusterCIDR: \"x\" is"), "{text}");
     assert!(
         text.contains("\n  nftables.minSyncPeriod: must be less than or equal to syncPeriod (1s)"),
         "{text}"

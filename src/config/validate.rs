@@ -10,9 +10,9 @@ use super::duration::GoDuration;
 use super::file::KubeProxyConfiguration;
 use super::merge::Merged;
 use super::{
-    Client, Config, Conntrack, DetectLocal, Invalid, InvalidConfig, Logging, NodePortAddress, Servers,
+    Client, Config, Conntrack, DetectLocal, Invalid, InvalidConfig, Ipvs, Logging, NodePortAddress, Servers,
 };
-use crate::cluster::Family;
+use crate::cluster::{Family, Scheduler, UnknownScheduler};
 
 /// The longest interface name, in bytes (IFNAMSIZ - 1, linux/if.h).
 const INTERFACE_NAME_MAX: usize = 15;
@@ -47,14 +47,18 @@ impl Config {
         let mut warnings = merged.warnings.clone();
         let mut notices: Vec<String> = mode(c, &mut problems).into_iter().collect();
         warnings.extend(gates(c));
+        let (sync_period, min_sync_period) = match c.mode.as_str() {
+            "ipvs" => (c.ipvs.sync_period, c.ipvs.min_sync_period),
+            _ => (c.nftables.sync_period, c.nftables.min_sync_period),
+        };
         let config = Config {
             node_name: node_name(c, host_name, &mut problems).into(),
             detect_local: detect_local(c, &mut problems),
             node_port_addresses: node_port_addresses(c, &mut problems, &mut notices, &mut warnings),
             masquerade_all: c.nftables.masquerade_all || (c.mode != "nftables" && c.iptables.masquerade_all),
             bind_address: bind_address(c, &mut problems),
-            sync_period: c.nftables.sync_period.length().unwrap_or_default(),
-            min_sync_period: c.nftables.min_sync_period.length().unwrap_or_default(),
+            sync_period: sync_period.length().unwrap_or_default(),
+            min_sync_period: min_sync_period.length().unwrap_or_default(),
             client: Client {
                 kubeconfig: Some(&c.client_connection.kubeconfig).filter(|k| !k.is_empty()).map(Into::into),
                 master: merged.master.clone(),
@@ -67,6 +71,7 @@ impl Config {
                 show_hidden_metrics_for_version: c.show_hidden_metrics_for_version.clone(),
             },
             conntrack: conntrack(c, &mut problems),
+            ipvs: ipvs(c, &mut problems),
             oom_score_adj: c.oom_score_adj.unwrap_or_default(),
             logging: logging(c, &mut problems),
             feature_gates: c.feature_gates.clone(),
@@ -105,13 +110,9 @@ impl Problems<'_> {
 
 fn mode(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) -> Option<String> {
     match c.mode.as_str() {
-        "nftables" => None,
+        "nftables" | "ipvs" => None,
         "" => Some("no mode is set: services are served with nftables".into()),
         "iptables" => Some("mode iptables is not offered: services are served with nftables".into()),
-        "ipvs" => {
-            problems.add("mode", "\"ipvs\" is not there yet; leave it out or set \"nftables\"");
-            None
-        }
         other => {
             problems.add("mode", format!("{other:?} is none of nftables, iptables, ipvs"));
             None
@@ -289,6 +290,32 @@ fn conntrack(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) -> Conntra
         udp_timeout,
         udp_stream_timeout,
     }
+}
+
+/// The settings of mode ipvs; in other modes they are not looked at.
+fn ipvs(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) -> Option<Ipvs> {
+    if c.mode != "ipvs" {
+        return None;
+    }
+    let c = &c.ipvs;
+    let scheduler = match c.scheduler.as_str() {
+        "" => Scheduler::default(),
+        name => name.parse().unwrap_or_else(|error: UnknownScheduler| {
+            problems.add("ipvs.scheduler", error.to_string());
+            Scheduler::default()
+        }),
+    };
+    let cidrs = c.exclude_cidrs.iter().enumerate();
+    let exclude_cidrs =
+        cidrs.filter_map(|(i, word)| cidr(&format!("ipvs.excludeCIDRs[{i}]"), word, problems)).collect();
+    Some(Ipvs {
+        scheduler,
+        exclude_cidrs,
+        strict_arp: c.strict_arp,
+        tcp_timeout: timeout("ipvs.tcpTimeout", c.tcp_timeout, problems),
+        tcp_fin_timeout: timeout("ipvs.tcpFinTimeout", c.tcp_fin_timeout, problems),
+        udp_timeout: timeout("ipvs.udpTimeout", c.udp_timeout, problems),
+    })
 }
 
 fn logging(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) -> Logging {

@@ -2,18 +2,21 @@
 //!
 //! `rules/README.md` draws a packet's way through the tables.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use rustc_hash::FxHashSet;
 use tracing::{debug, warn};
 
 use self::element::Decoded;
 use self::encode::{Refused, commit};
 use self::model::{Set, Step};
 use self::plan::{Observed, ObservedTable, Plan, Usage};
+use self::translation::Translation;
 use super::DataPlane;
 use crate::cluster::Family;
-use crate::forwarding::{Adopted, Changes, Desired, Settings};
+use crate::forwarding::{Adopted, Changes, Desired, SetChange, Settings};
 use crate::netlink::{self, Socket};
 
 pub mod decode;
@@ -24,6 +27,7 @@ pub mod model;
 pub mod plan;
 pub mod schema;
 pub mod text;
+pub mod translation;
 pub(crate) mod uapi;
 
 /// Above this many elements a table is made anew rather than compared: reading it back takes longer, since each
@@ -117,6 +121,25 @@ impl Nftables {
         Ok(there)
     }
 
+    /// [`DataPlane::plan`] where IPVS translates and kube-ipvs0 is to keep some addresses besides; says which it is to
+    /// have.
+    pub(super) fn plan_for(
+        &mut self,
+        desired: &Desired,
+        observed: &Observed,
+        translation: Translation,
+        kept: &[IpAddr],
+    ) -> (Plan, FxHashSet<IpAddr>) {
+        let (plan, used) = plan::plan_for(desired, observed, translation, kept);
+        self.used = used;
+        (plan, self.used.held().collect())
+    }
+
+    /// [`DataPlane::plan_changes`] where others begin or cease to need addresses on kube-ipvs0.
+    pub(super) fn plan_keeping(&mut self, changes: &Changes, kept: &[(IpAddr, SetChange)]) -> Plan {
+        plan::plan_changes_keeping(changes, kept, &self.families, &mut self.used)
+    }
+
     fn read(&mut self, family: Family, settings: &Settings) -> Result<Option<ObservedTable>, netlink::Error> {
         let Some(found) = decode::observe(&mut self.socket, family)? else { return Ok(None) };
         let chains: Vec<_> = found.dynamic_chains().collect();
@@ -140,7 +163,7 @@ impl Nftables {
         if table.difference.is_some() {
             return Ok(Some(table));
         }
-        for set in schema::sets() {
+        for set in schema::sets(&structure) {
             let (elements, difference) = (&mut table.elements, &mut table.difference);
             decode::elements(&mut self.socket, family, set, |decoded| match decoded {
                 Decoded::Element(element) => {
@@ -321,7 +344,7 @@ impl Nftables {
         if found.difference(family, &structure, &chains, &sets).is_some() {
             return Ok(false);
         }
-        Ok(schema::sets().all(|set| {
+        Ok(schema::sets(&structure).all(|set| {
             let expected = self.used.elements(family, set);
             match found.count(set) {
                 Some(count) => count as usize == expected,

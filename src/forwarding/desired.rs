@@ -99,7 +99,7 @@ pub enum SetChange {
 }
 
 /// What was and what is; `None` where there is nothing.
-type Change<T> = (Option<T>, Option<T>);
+pub type Change<T> = (Option<T>, Option<T>);
 
 /// The difference between two states of [`Desired`].
 #[derive(Debug, Default)]

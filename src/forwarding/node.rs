@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::cluster::{Endpoint, Family, Protocol};
+use crate::cluster::{Endpoint, Family, Protocol, Scheduler};
 
 /// An address, protocol and port that packets are sent to: the key of most sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,6 +81,8 @@ pub struct Settings {
     pub service_cidrs: Vec<IpNet>,
     /// Masquerade every connection to a ClusterIP.
     pub masquerade_all: bool,
+    /// Set where IPVS translates: the scheduler of Services that ask for none.
+    pub ipvs: Option<Scheduler>,
 }
 
 impl Settings {

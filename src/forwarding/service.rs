@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::affinity::{Ids, PortSlots, Scope, Sticky};
 use super::endpoints::{Categories, Usable, arrange, categorize, draining, hairpin_addresses, merge};
 use super::{Key, NodeView};
-use crate::cluster::{Endpoint, EndpointSlice, Family, Protocol, Service, ServicePort, TrafficPolicy};
+use crate::cluster::{
+    Endpoint, EndpointSlice, Family, Protocol, Scheduler, Service, ServicePort, TrafficPolicy,
+};
 
 /// The most endpoints of one Service port that are used; more would run into the indices of local endpoints.
 pub const MAX_ENDPOINTS: usize = 32768;
@@ -110,9 +112,23 @@ pub struct Frontend {
     /// the policy rule out. They get no new connection and keep those that they have, so this makes no rule.
     /// `None` where there is none.
     pub draining: Option<Usable>,
+    /// The scheduler that the Service asks for; only IPVS has a choice.
+    pub scheduler: Option<Scheduler>,
 }
 
 impl Frontend {
+    /// One that nobody answers at.
+    pub fn refusing() -> Frontend {
+        Frontend {
+            inside: Target::Refuse,
+            outside: None,
+            masquerade: Masquerade::OffCluster,
+            sources: None,
+            draining: None,
+            scheduler: None,
+        }
+    }
+
     /// The endpoints that get new connections, as the lists of inside and outside have them: some are there twice.
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let targets = [Some(&self.inside), self.outside.as_ref()];
@@ -121,7 +137,7 @@ impl Frontend {
 
     /// Whether two differ in nothing that makes rules: only in what drains.
     pub fn same_rules(&self, other: &Frontend) -> bool {
-        let Frontend { inside, outside, masquerade, sources, draining: _ } = self;
+        let Frontend { inside, outside, masquerade, sources, draining: _, scheduler: _ } = self;
         *inside == other.inside
             && *outside == other.outside
             && *masquerade == other.masquerade
@@ -268,6 +284,7 @@ impl Targets {
         previous: Option<&Frontend>,
         sources: Option<Arc<[IpNet]>>,
     ) -> Frontend {
+        let scheduler = service.scheduler;
         let old_inside = previous.map(|f| &f.inside);
         let old_outside = previous.and_then(|f| f.outside.as_ref());
         if kind == FrontendKind::ClusterIp {
@@ -275,7 +292,7 @@ impl Targets {
             let inside = self.target(scope, old_inside);
             let draining = self.draining[scope as usize].clone();
             let masquerade = Masquerade::OffCluster;
-            return Frontend { inside, outside: None, masquerade, sources, draining };
+            return Frontend { inside, outside: None, masquerade, sources, draining, scheduler };
         }
         let inside = self.target(inside_scope(service, kind), old_inside);
         let (outside, masquerade) = match service.external_policy {
@@ -285,7 +302,7 @@ impl Targets {
             TrafficPolicy::Local => (Some(self.target(Scope::Local, old_outside)), Masquerade::Own),
         };
         let draining = self.draining[Scope::Cluster as usize].clone();
-        Frontend { inside, outside, masquerade, sources, draining }
+        Frontend { inside, outside, masquerade, sources, draining, scheduler }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Netlink attributes: a type, a length, bytes or further attributes (`struct nlattr`, `linux/netlink.h`).
 //!
-//! Integers of nfnetlink are big endian; lengths and types are in host order.
+//! Integers of nfnetlink are big endian, those of generic netlink and rtnetlink in host order, as are lengths and types.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -114,6 +114,18 @@ impl Writer {
         self.bytes(kind, &value.to_be_bytes());
     }
 
+    /// A 16-bit number in host order.
+    #[inline]
+    pub fn host_u16(&mut self, kind: u16, value: u16) {
+        self.bytes(kind, &value.to_ne_bytes());
+    }
+
+    /// A 32-bit number in host order.
+    #[inline]
+    pub fn host_u32(&mut self, kind: u16, value: u32) {
+        self.bytes(kind, &value.to_ne_bytes());
+    }
+
     /// Starts an attribute of attributes.
     #[inline]
     pub fn open(&mut self, kind: u16) -> Open {
@@ -204,6 +216,21 @@ impl<'a> Attribute<'a> {
     pub fn u64(&self) -> Result<u64, Malformed> {
         let bytes = self.value.try_into().map_err(|_| Malformed("a 64-bit number of another size"))?;
         Ok(u64::from_be_bytes(bytes))
+    }
+
+    /// The value as a 16-bit number in host order.
+    pub fn host_u16(&self) -> Result<u16, Malformed> {
+        self.u16().map(|n| u16::from_ne_bytes(n.to_be_bytes()))
+    }
+
+    /// The value as a 32-bit number in host order.
+    pub fn host_u32(&self) -> Result<u32, Malformed> {
+        self.u32().map(|n| u32::from_ne_bytes(n.to_be_bytes()))
+    }
+
+    /// The value as a 64-bit number in host order.
+    pub fn host_u64(&self) -> Result<u64, Malformed> {
+        self.u64().map(|n| u64::from_ne_bytes(n.to_be_bytes()))
     }
 
     /// The value as a string, up to its terminating zero.

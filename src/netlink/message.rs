@@ -1,4 +1,5 @@
-//! Messages of nfnetlink: a `struct nlmsghdr`, a `struct nfgenmsg`, attributes.
+//! Messages: a `struct nlmsghdr`, the header of the subsystem, attributes. nfnetlink's header (`struct nfgenmsg`) and
+//! generic netlink's (`struct genlmsghdr`) have 4 bytes, rtnetlink's differ.
 
 use std::ops::{Deref, DerefMut};
 
@@ -18,6 +19,10 @@ const NFNL_BATCH_GENID: u16 = 1;
 const NLM_F_REQUEST: u16 = 1;
 /// `NLM_F_DUMP`.
 const NLM_F_DUMP: u16 = 0x300;
+/// `NLM_F_REPLACE`.
+pub const NLM_F_REPLACE: u16 = 0x100;
+/// `NLM_F_EXCL`.
+pub const NLM_F_EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`.
 pub const NLM_F_CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`.
@@ -27,17 +32,27 @@ pub(super) const NLMSG_HDRLEN: usize = 16;
 /// Both headers.
 pub(super) const HEADERS: usize = NLMSG_HDRLEN + 4;
 
-/// Writes both headers; the length is patched by [`end`].
-fn begin(writer: &mut Writer, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> usize {
+/// Writes both headers, the second as it is; the length is patched by [`end`].
+fn begin(writer: &mut Writer, kind: u16, flags: u16, sequence: u32, second: &[u8]) -> usize {
     let start = writer.bytes.len();
-    let mut header = [0; HEADERS];
+    let mut header = [0; NLMSG_HDRLEN];
     header[4..6].copy_from_slice(&kind.to_ne_bytes());
     header[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
     header[8..12].copy_from_slice(&sequence.to_ne_bytes());
-    header[16] = family;
-    header[18..].copy_from_slice(&resource.to_be_bytes());
     writer.bytes.extend_from_slice(&header);
+    writer.bytes.extend_from_slice(second);
     start
+}
+
+/// `struct nfgenmsg`.
+fn nfgenmsg(family: u8, resource: u16) -> [u8; 4] {
+    let [high, low] = resource.to_be_bytes();
+    [family, 0, high, low]
+}
+
+/// `struct genlmsghdr`; no family that is asked here has more than one version.
+fn genlmsghdr(command: u8) -> [u8; 4] {
+    [command, 1, 0, 0]
 }
 
 fn end(writer: &mut Writer, start: usize) {
@@ -75,9 +90,33 @@ impl Request {
         Request::new(conntrack(kind), family, NLM_F_DUMP)
     }
 
+    /// A request to a family of generic netlink, by its number, for one object.
+    pub fn get_generic(family: u16, command: u8) -> Request {
+        Request::with_header(family, 0, &genlmsghdr(command))
+    }
+
+    /// A request to a family of generic netlink for all objects.
+    pub fn dump_generic(family: u16, command: u8) -> Request {
+        Request::with_header(family, NLM_F_DUMP, &genlmsghdr(command))
+    }
+
+    /// A request to rtnetlink for one object: message type `RTM_*` and its header.
+    pub fn get_route(kind: u16, header: &[u8]) -> Request {
+        Request::with_header(kind, 0, header)
+    }
+
+    /// A request to rtnetlink for all objects.
+    pub fn dump_route(kind: u16, header: &[u8]) -> Request {
+        Request::with_header(kind, NLM_F_DUMP, header)
+    }
+
     fn new(kind: u16, family: u8, flags: u16) -> Request {
+        Request::with_header(kind, flags, &nfgenmsg(family, 0))
+    }
+
+    fn with_header(kind: u16, flags: u16, header: &[u8]) -> Request {
         let mut writer = Writer::default();
-        begin(&mut writer, kind, flags, 0, family, 0);
+        begin(&mut writer, kind, flags, 0, header);
         Request { writer }
     }
 
@@ -104,7 +143,7 @@ impl DerefMut for Request {
     }
 }
 
-/// Messages to conntrack that are sent together; the kernel does each by itself, whatever becomes of the others.
+/// Messages that are sent together; the kernel does each by itself, whatever becomes of the others.
 /// Attributes of the message begun last are written through the [`Writer`] that it derefs to.
 #[derive(Clone, Debug, Default)]
 pub struct Requests {
@@ -114,12 +153,26 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Begins a message (`IPCTNL_MSG_CT_*`, `NLM_F_*`, `NFPROTO_*`).
+    /// Begins a message to conntrack (`IPCTNL_MSG_CT_*`, `NLM_F_*`, `NFPROTO_*`).
     pub fn message(&mut self, kind: u8, flags: u16, family: u8) {
+        self.begin(conntrack(kind), flags, &nfgenmsg(family, 0));
+    }
+
+    /// Begins a message to a family of generic netlink, by its number.
+    pub fn generic(&mut self, family: u16, command: u8) {
+        self.begin(family, 0, &genlmsghdr(command));
+    }
+
+    /// Begins a message to rtnetlink (`RTM_*`, `NLM_F_*`) with its header.
+    pub fn route(&mut self, kind: u16, flags: u16, header: &[u8]) {
+        self.begin(kind, flags, header);
+    }
+
+    fn begin(&mut self, kind: u16, flags: u16, header: &[u8]) {
         self.end();
         self.messages += 1;
         let sequence = self.messages as u32;
-        self.open = begin(&mut self.writer, conntrack(kind), flags, sequence, family, 0);
+        self.open = begin(&mut self.writer, kind, flags, sequence, header);
     }
 
     /// Number of messages.
@@ -178,7 +231,7 @@ impl Batch {
     pub fn with_capacity(generation: Option<u32>, bytes: usize) -> Batch {
         let mut writer = Writer { bytes: Vec::with_capacity(bytes), too_long: false };
         let resource = u16::from(NFNL_SUBSYS_NFTABLES);
-        let open = begin(&mut writer, NFNL_MSG_BATCH_BEGIN, 0, 0, 0, resource);
+        let open = begin(&mut writer, NFNL_MSG_BATCH_BEGIN, 0, 0, &nfgenmsg(0, resource));
         if let Some(generation) = generation {
             writer.u32(NFNL_BATCH_GENID, generation);
         }
@@ -192,7 +245,7 @@ impl Batch {
         self.starts.push(self.writer.len());
         self.objects.push(object);
         let sequence = self.starts.len() as u32;
-        self.open = begin(&mut self.writer, nftables(kind), flags, sequence, family, 0);
+        self.open = begin(&mut self.writer, nftables(kind), flags, sequence, &nfgenmsg(family, 0));
     }
 
     /// Ends the batch; it takes no further message.
@@ -200,8 +253,8 @@ impl Batch {
         if !self.ended {
             end(&mut self.writer, self.open);
             let sequence = self.starts.len() as u32 + 1;
-            self.open =
-                begin(&mut self.writer, NFNL_MSG_BATCH_END, 0, sequence, 0, u16::from(NFNL_SUBSYS_NFTABLES));
+            let header = nfgenmsg(0, u16::from(NFNL_SUBSYS_NFTABLES));
+            self.open = begin(&mut self.writer, NFNL_MSG_BATCH_END, 0, sequence, &header);
             end(&mut self.writer, self.open);
             self.ended = true;
         }
@@ -252,14 +305,14 @@ fn length(bytes: &[u8]) -> Option<usize> {
     Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize)
 }
 
-/// One nfnetlink message as it was received, or as it lies in a batch.
+/// One message as it was received, or as it lies in a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
-    /// The type within its subsystem, `NFT_MSG_*`.
+    /// The type within its subsystem: of nfnetlink `NFT_MSG_*`, of rtnetlink `RTM_*`.
     pub kind: u8,
-    /// `NFPROTO_*`.
+    /// `NFPROTO_*`; of generic netlink the command.
     pub family: u8,
-    attributes: &'a [u8],
+    payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
@@ -270,16 +323,24 @@ impl<'a> Message<'a> {
     }
 
     pub(super) fn of(header: &Header<'a>) -> Result<Message<'a>, Malformed> {
-        let (Some(family), Some(attributes)) = (header.payload.first(), header.payload.get(4..)) else {
-            return Err(Malformed("a message without its nfgenmsg"));
+        let [family, _, _, _, ..] = header.payload else {
+            return Err(Malformed("a message without the header of its subsystem"));
         };
         let [_, kind] = header.kind.to_be_bytes();
-        Ok(Message { kind, family: *family, attributes })
+        Ok(Message { kind, family: *family, payload: header.payload })
     }
 
-    /// Its attributes.
+    /// Its attributes, after a header of 4 bytes.
     pub fn attributes(&self) -> Attributes<'a> {
-        Attributes::new(self.attributes)
+        Attributes::new(self.payload.get(4..).unwrap_or_default())
+    }
+
+    /// A header of another length, and the attributes after it.
+    pub fn with_header<const N: usize>(&self) -> Result<(&'a [u8; N], Attributes<'a>), Malformed> {
+        let Some((header, attributes)) = self.payload.split_first_chunk() else {
+            return Err(Malformed("a message shorter than its headers"));
+        };
+        Ok((header, Attributes::new(attributes)))
     }
 }
 

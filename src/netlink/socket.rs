@@ -1,4 +1,4 @@
-//! A netlink socket to nfnetlink. It belongs to the network namespace that its thread was in when it was opened.
+//! A netlink socket to nfnetlink, generic netlink or rtnetlink. It belongs to the network namespace that its thread was in when it was opened.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -67,7 +67,7 @@ impl Default for Capacities {
     }
 }
 
-/// A netlink socket to nfnetlink.
+/// A netlink socket.
 #[derive(Debug)]
 pub struct Socket {
     descriptor: OwnedFd,
@@ -77,16 +77,29 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket in the network namespace of the calling thread. Needs no privilege; changing rules needs
+    /// Opens a socket to nfnetlink in the network namespace of the calling thread. Needs no privilege; changing rules needs
     /// `CAP_NET_ADMIN` in the user namespace that owns the network namespace.
     pub fn open() -> Result<Socket, Error> {
         Socket::with_capacities(Capacities::default())
     }
 
-    /// Opens a socket with buffers of these sizes, or of what the kernel allows where it allows less.
+    /// Opens a socket to nfnetlink with buffers of these sizes, or of what the kernel allows where it allows less.
     pub fn with_capacities(capacities: Capacities) -> Result<Socket, Error> {
+        Socket::to(SockProtocol::NetlinkNetFilter, capacities)
+    }
+
+    /// Opens a socket to generic netlink in the network namespace of the calling thread.
+    pub fn open_generic() -> Result<Socket, Error> {
+        Socket::to(SockProtocol::NetlinkGeneric, Capacities::default())
+    }
+
+    /// Opens a socket to rtnetlink in the network namespace of the calling thread.
+    pub fn open_route() -> Result<Socket, Error> {
+        Socket::to(SockProtocol::NetlinkRoute, Capacities::default())
+    }
+
+    fn to(protocol: SockProtocol, capacities: Capacities) -> Result<Socket, Error> {
         let flags = SockFlag::SOCK_CLOEXEC;
-        let protocol = SockProtocol::NetlinkNetFilter;
         let descriptor =
             socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).map_err(Error::Open)?;
         bind(descriptor.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(Error::Bind)?;

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 use super::objects;
 use crate::cluster::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Interner, Node, ObjectName, Protocol, Service,
-    ServiceCidr, ServicePort, TrafficDistribution, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Interner, Node, ObjectName, Protocol,
+    Scheduler, Service, ServiceCidr, ServicePort, TrafficDistribution, TrafficPolicy, UnknownScheduler,
 };
 use crate::timestamp;
 
@@ -152,7 +152,18 @@ fn convert_service(
             Some("PreferSameNode") => Some(TrafficDistribution::PreferSameNode),
             _ => None,
         },
+        scheduler: scheduler(&object.metadata, warnings),
     }))
+}
+
+/// One that does not exist is not used, and the Service has the default.
+fn scheduler(metadata: &objects::Metadata, warnings: &mut Vec<Invalid>) -> Option<Scheduler> {
+    let parsed = metadata.annotations.ipvs_scheduler.as_deref()?.parse();
+    let warn = |error: UnknownScheduler| {
+        let problem = format!("{error}; the default is used");
+        warnings.push(Invalid::new("metadata.annotations[sluice/ipvs-scheduler]", problem));
+    };
+    parsed.map_err(warn).ok()
 }
 
 fn check_name(metadata: &objects::Metadata) -> Result<(), Invalid> {

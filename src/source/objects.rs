@@ -39,6 +39,9 @@ pub struct Annotations {
     /// When the change happened that this version of an EndpointSlice is due to, RFC 3339.
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
     pub last_change_trigger_time: Option<String>,
+    /// Which IPVS scheduler a Service has in mode ipvs.
+    #[serde(rename = "sluice/ipvs-scheduler")]
+    pub ipvs_scheduler: Option<String>,
 }
 
 impl Metadata {

@@ -95,6 +95,7 @@ fn frontend(endpoints: &[&str], sources: Option<&str>) -> Frontend {
         masquerade: Masquerade::OffCluster,
         sources: sources.map(|net| [net.parse().unwrap()].into()),
         draining: None,
+        scheduler: None,
     }
 }
 

@@ -15,7 +15,7 @@ use super::sample::{Content, content, structures};
 use super::space::{commit, in_new_namespace, ip, nft};
 
 fn observed_elements(socket: &mut Socket, family: Family) -> BTreeSet<Element> {
-    let sets: Vec<Set> = schema::sets().collect();
+    let sets: Vec<Set> = schema::sets(&Structure::default()).collect();
     let decoded = all_elements(socket, family, &sets, 20).unwrap();
     let element = |decoded| match decoded {
         Decoded::Element(element) => element,
@@ -55,7 +55,7 @@ fn what_nft_loads_from_the_text_is_observed_as_the_same() {
     in_new_namespace(|| {
         let mut socket = Socket::open().unwrap();
         for family in Family::ALL {
-            let structure = Structure { local_detection: LocalDetection::Cidr, masquerade_all: false };
+            let structure = Structure { local_detection: LocalDetection::Cidr, ..Structure::default() };
             let content = content(family, structure);
             // Twice: the second time there is a table to be replaced.
             for _ in 0..2 {
@@ -84,7 +84,7 @@ fn every_foreign_change_of_the_structure_is_a_difference() {
     for (change, expected) in changes {
         for family in Family::ALL {
             let found = in_new_namespace(move || {
-                let structure = Structure { local_detection: LocalDetection::Cidr, masquerade_all: false };
+                let structure = Structure { local_detection: LocalDetection::Cidr, ..Structure::default() };
                 let mut content = content(family, structure);
                 content.chains.push(Chain::Endpoints(3));
                 commit(&[(family, content.steps())]);
@@ -146,7 +146,7 @@ fn foreign_expressions_and_elements_are_unknown() {
         );
         let mut socket = Socket::open().unwrap();
         let mut unknown = Vec::new();
-        for set in schema::sets() {
+        for set in schema::sets(&Structure::default()) {
             elements(&mut socket, family, set, |decoded| match decoded {
                 Decoded::Unknown(_) => unknown.push(set),
                 Decoded::Element(_) => {}

@@ -56,6 +56,7 @@ pub fn structures() -> Vec<Structure> {
         [false, true].map(|masquerade_all| Structure {
             local_detection: Clone::clone(local_detection),
             masquerade_all,
+            ipvs: false,
         })
     };
     detections.iter().flat_map(both).collect()

@@ -36,6 +36,7 @@ fn frontend(text: &str) -> Option<Frontend> {
         masquerade: Masquerade::OffCluster,
         sources: None,
         draining: None,
+        scheduler: None,
     };
     for part in parts {
         match part.split_once(':').unwrap() {

@@ -109,11 +109,12 @@ impl Observed {
         if self.flags != 0 {
             return Some(format!("{} has flags {:#x}", TableName(family), self.flags));
         }
-        self.set_difference(family, sets).or_else(|| self.chain_difference(family, structure, chains))
+        self.set_difference(family, structure, sets)
+            .or_else(|| self.chain_difference(family, structure, chains))
     }
 
-    fn set_difference(&self, family: Family, dynamic: &[Set]) -> Option<String> {
-        let wanted: Vec<Set> = schema::sets().chain(dynamic.iter().copied()).collect();
+    fn set_difference(&self, family: Family, structure: &Structure, dynamic: &[Set]) -> Option<String> {
+        let wanted: Vec<Set> = schema::sets(structure).chain(dynamic.iter().copied()).collect();
         for observed in &self.sets {
             let Some(set) = observed.set.filter(|set| wanted.contains(set)) else {
                 return Some(format!("set {} is not sluice's or not needed", observed.name));

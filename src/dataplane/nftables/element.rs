@@ -65,7 +65,7 @@ pub(super) fn encode(writer: &mut Writer, element: &Element, with_data: bool) {
     let new = Bytes::new;
     match element {
         Element::PodCidr(net) | Element::ServiceCidr(net) => encode_interval(writer, net),
-        Element::ClusterIp(address) => plain(writer, new().address(*address)),
+        Element::ClusterIp(address) | Element::IpvsAddress(address) => plain(writer, new().address(*address)),
         Element::Hairpin(address) => plain(writer, new().address(*address).address(*address)),
         Element::Special(key)
         | Element::Restricted(key)
@@ -229,6 +229,7 @@ fn decode_attributes(family: Family, set: Set, a: &Attributes<'_>) -> Result<Opt
         Set::PodCidrs | Set::ServiceCidrs if flags == 0 => key.single().map(Decoded::Start),
         Set::PodCidrs | Set::ServiceCidrs => key.single().map(Decoded::End),
         Set::ClusterIps => key.single().map(|address| Decoded::Element(Element::ClusterIp(address))),
+        Set::IpvsAddresses => key.single().map(|address| Decoded::Element(Element::IpvsAddress(address))),
         Set::Special => key.only_key().map(|key| Decoded::Element(Element::Special(key))),
         Set::Restricted => key.only_key().map(|key| Decoded::Element(Element::Restricted(key))),
         Set::MasqueradeAll => key.only_key().map(|key| Decoded::Element(Element::MasqueradeAll(key))),

@@ -184,7 +184,7 @@ impl Encoder {
         let w = self.message(NFT_MSG_NEWTABLE, 0, family);
         w.u32(NFTA_TABLE_FLAGS, 0);
         w.bytes(NFTA_TABLE_USERDATA, &schema::comment_user_data(schema::COMMENT));
-        for set in schema::sets() {
+        for set in schema::sets(structure) {
             self.set(family, set);
         }
         self.chains(family, structure, |chain| !hooks_later || schema::hook(chain).is_none());
@@ -204,7 +204,7 @@ impl Encoder {
         // Only has to be there: sets are referred to by name.
         let id = match set {
             Set::Sticky(slot) => slot.wrapping_add(1000),
-            set => schema::sets().position(|other| other == set).map_or(0, |index| index as u32 + 1),
+            set => schema::position(set) + 1,
         };
         let w = self.message(NFT_MSG_NEWSET, NLM_F_CREATE, family);
         w.display(NFTA_SET_NAME, set);

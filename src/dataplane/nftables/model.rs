@@ -89,6 +89,8 @@ pub enum Set {
     ServiceCidrs,
     /// `cluster-ips`.
     ClusterIps,
+    /// `ipvs-addresses`, only where IPVS translates: what the device kube-ipvs0 holds.
+    IpvsAddresses,
     /// `services`: key → verdict.
     Services,
     /// `endpoints`: key . index → address . port.
@@ -128,6 +130,8 @@ pub enum Element {
     ServiceCidr(IpNet),
     /// In `cluster-ips`.
     ClusterIp(IpAddr),
+    /// In `ipvs-addresses`.
+    IpvsAddress(IpAddr),
     /// In `services`.
     Service(Key, Verdict),
     /// In `endpoints`.
@@ -163,6 +167,7 @@ impl Element {
             Element::PodCidr(_) => Set::PodCidrs,
             Element::ServiceCidr(_) => Set::ServiceCidrs,
             Element::ClusterIp(_) => Set::ClusterIps,
+            Element::IpvsAddress(_) => Set::IpvsAddresses,
             Element::Service(..) => Set::Services,
             Element::Endpoint(..) => Set::Endpoints,
             Element::Special(_) => Set::Special,
@@ -187,6 +192,8 @@ pub struct Structure {
     pub local_detection: LocalDetection,
     /// `masqueradeAll`: every connection to a ClusterIP is masqueraded.
     pub masquerade_all: bool,
+    /// IPVS translates; the table refuses, restricts and masquerades.
+    pub ipvs: bool,
 }
 
 /// One step of a plan, in one family's table.

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::model::{Chain, Element, Key, LOCAL_OFFSET, Set, Step, Structure, Verdict};
+use super::translation::{Translation, sticky_beside_ipvs, sticky_changes};
 use crate::cluster::Family;
 use crate::forwarding::{
     Adopted, Changes, Desired, Frontend, Masquerade, SetChange, Settings, Sticky, Target,
@@ -59,6 +60,12 @@ pub type Observed = BTreeMap<Family, Option<ObservedTable>>;
 /// What a table's elements add up to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// What they were made for.
+    translation: Translation,
+    /// How many frontends, or virtual services that outlive theirs, hold each address of kube-ipvs0.
+    held: FxHashMap<IpAddr, usize>,
+    /// How many frontends clients stick to by the table where IPVS translates, by id.
+    stickies: FxHashMap<u32, usize>,
     /// How many elements refer to each chain of a count; the chain is there as long as one does.
     chains: FxHashMap<(Family, Chain), usize>,
     /// How many elements each set has, where it has any.
@@ -66,6 +73,59 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Nothing yet but what is not elements.
+    fn holding(desired: &Desired, translation: Translation, kept: &[IpAddr]) -> Usage {
+        let mut used = Usage::default();
+        if translation != Translation::Table {
+            for (key, frontend, _) in desired.frontends() {
+                if translation.holds(key.address) {
+                    *used.held.entry(key.address).or_default() += 1;
+                }
+                if let Some(sticky) = sticky_beside_ipvs(frontend) {
+                    *used.stickies.entry(sticky.id).or_default() += 1;
+                }
+            }
+            for address in kept.iter().filter(|address| translation.holds(**address)) {
+                *used.held.entry(*address).or_default() += 1;
+            }
+        }
+        used.translation = translation;
+        used
+    }
+
+    /// Counts the uses of kube-ipvs0's addresses; gives the addresses that it is to get and to lose.
+    fn hold(&mut self, changes: &Changes, kept: &[(IpAddr, SetChange)]) -> Vec<(IpAddr, SetChange)> {
+        let frontends = changes.frontends.iter().filter_map(|(key, change)| match change {
+            (None, Some(_)) => Some((key.address, SetChange::Added)),
+            (Some(_), None) => Some((key.address, SetChange::Removed)),
+            _ => None,
+        });
+        let uses: Vec<_> = frontends.chain(kept.iter().copied()).collect();
+        let mut before: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for (address, change) in uses.into_iter().filter(|(a, _)| self.translation.holds(*a)) {
+            let count = self.held.entry(address).or_default();
+            before.entry(address).or_insert(*count);
+            match change {
+                SetChange::Added => *count += 1,
+                // In any order: what is removed may be added later here.
+                SetChange::Removed => *count = count.wrapping_sub(1),
+            }
+        }
+        let held = &mut self.held;
+        let changed = before.into_iter().filter_map(|(address, before)| {
+            let after = held.get(&address).copied().unwrap_or(0);
+            if after == 0 {
+                held.remove(&address);
+            }
+            match (before, after) {
+                (0, 1..) => Some((address, SetChange::Added)),
+                (1.., 0) => Some((address, SetChange::Removed)),
+                _ => None,
+            }
+        });
+        changed.collect()
+    }
+
     fn of<'a>(family: Family, elements: impl IntoIterator<Item = &'a Element>) -> Usage {
         let mut used = Usage::default();
         for element in elements {
@@ -75,6 +135,11 @@ impl Usage {
             }
         }
         used
+    }
+
+    /// The addresses that kube-ipvs0 should have.
+    pub fn held(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.held.keys().copied()
     }
 
     fn chains(&self, family: Family) -> Vec<Chain> {
@@ -128,55 +193,8 @@ pub fn structure(settings: &Settings, family: Family) -> Structure {
     Structure {
         local_detection: settings.local_detection(family).clone(),
         masquerade_all: settings.masquerade_all,
+        ipvs: settings.ipvs.is_some(),
     }
-}
-
-/// The elements of one frontend.
-pub fn elements_of(key: Key, frontend: &Frontend, out: &mut Vec<Element>) {
-    out.push(Element::Service(key, verdict(&frontend.inside, Chain::Endpoints, Chain::Sticky)));
-    out.extend(frontend.inside.endpoints().map(|(i, e)| Element::Endpoint(key, i, e)));
-    if let Target::Sticky(sticky) = &frontend.inside {
-        out.push(Element::AffinityId(key, sticky.id));
-    }
-    if frontend.outside.is_some() || frontend.sources.is_some() {
-        out.push(Element::Special(key));
-    }
-    if let Some(outside) = &frontend.outside {
-        out.push(Element::LocalService(key, verdict(outside, Chain::Local, Chain::StickyLocal)));
-        if let Target::Sticky(sticky) = outside {
-            out.push(Element::LocalAffinityId(key, sticky.id));
-            // Both have the slots of the same Service port; what is listed inside is there already.
-            let inside: FxHashSet<u32> = frontend.inside.endpoints().map(|(slot, _)| slot).collect();
-            let only_outside = outside.endpoints().filter(|(slot, _)| !inside.contains(slot));
-            out.extend(only_outside.map(|(slot, e)| Element::Endpoint(key, slot, e)));
-        } else {
-            out.extend(outside.endpoints().map(|(i, e)| Element::Endpoint(key, LOCAL_OFFSET + i, e)));
-        }
-    }
-    if let Some(sources) = &frontend.sources {
-        out.push(Element::Restricted(key));
-        out.extend(sources.iter().map(|source| Element::AllowedSource(key, *source)));
-    }
-    match frontend.masquerade {
-        Masquerade::OffCluster => {}
-        Masquerade::All => out.push(Element::MasqueradeAll(key)),
-        Masquerade::Own => out.push(Element::MasqueradeOwn(key)),
-    }
-}
-
-fn verdict(target: &Target, plain: fn(u32) -> Chain, sticky: fn(u32, u32) -> Chain) -> Verdict {
-    match target {
-        // At most MAX_ENDPOINTS, so it fits.
-        Target::Endpoints(endpoints) => Verdict::Goto(plain(endpoints.len() as u32)),
-        Target::Sticky(s) => Verdict::Goto(sticky(slots(s), s.live.len() as u32)),
-        Target::Refuse => Verdict::Goto(Chain::NoEndpoints),
-        Target::Drop => Verdict::Drop,
-    }
-}
-
-/// How many slots a client is looked for in.
-fn slots(sticky: &Sticky) -> u32 {
-    sticky.live.last().map_or(0, |(slot, _)| slot + 1)
 }
 
 /// The elements of what clients stick to: each live slot, and the same again without gaps.
@@ -194,7 +212,7 @@ fn family_of(sticky: &Sticky) -> Option<Family> {
 }
 
 /// Every element of a family's table.
-pub fn elements(desired: &Desired, family: Family) -> Vec<Element> {
+pub fn elements(desired: &Desired, translation: &Translation, family: Family) -> Vec<Element> {
     let mut out = Vec::new();
     let ranges = |nets: &[IpNet], make: fn(IpNet) -> Element, out: &mut Vec<Element>| {
         let nets: Vec<IpNet> = nets.iter().filter(|n| Family::of_net(n) == family).copied().collect();
@@ -207,12 +225,18 @@ pub fn elements(desired: &Desired, family: Family) -> Vec<Element> {
     out.extend(desired.hairpin().filter(in_family).map(Element::Hairpin));
     for (key, frontend, _) in desired.frontends() {
         if key.family() == family {
-            elements_of(*key, frontend, &mut out);
+            translation.elements_of(*key, frontend, &mut out);
         }
     }
-    for sticky in desired.stickies().filter(|s| family_of(s) == Some(family)) {
+    for sticky in translation.stickies(desired).into_iter().filter(|s| family_of(s) == Some(family)) {
         elements_of_sticky(sticky, &mut out);
     }
+    let held: FxHashSet<IpAddr> = desired
+        .frontends()
+        .map(|(key, ..)| key.address)
+        .filter(|address| Family::of(*address) == family && translation.holds(*address))
+        .collect();
+    out.extend(held.into_iter().map(Element::IpvsAddress));
     out
 }
 
@@ -223,10 +247,25 @@ pub fn chains<'a>(family: Family, elements: impl IntoIterator<Item = &'a Element
 
 /// The whole difference. Also says what it will add up to.
 pub fn plan(desired: &Desired, observed: &Observed) -> (Plan, Usage) {
+    plan_for(desired, observed, Translation::of(desired), &[])
+}
+
+/// The same for another view of the host, while kube-ipvs0 is to keep these addresses besides.
+pub fn plan_for(
+    desired: &Desired,
+    observed: &Observed,
+    translation: Translation,
+    kept: &[IpAddr],
+) -> (Plan, Usage) {
     let mut plan = Plan::default();
-    let mut used = Usage::default();
+    let mut used = Usage::holding(desired, translation, kept);
     for (family, table) in observed {
-        let elements = elements(desired, *family);
+        let mut elements = elements(desired, &used.translation, *family);
+        let held =
+            elements.iter().filter_map(|e| if let Element::IpvsAddress(a) = e { Some(*a) } else { None });
+        let held: FxHashSet<IpAddr> = held.collect();
+        let kept = used.held.keys().filter(|a| Family::of(**a) == *family && !held.contains(a));
+        elements.extend(kept.map(|address| Element::IpvsAddress(*address)));
         let used_here = Usage::of(*family, &elements);
         let chains = used_here.chains(*family);
         let steps = match table {
@@ -293,7 +332,25 @@ fn steps(
 /// The difference that one change of the desired state makes, of a size proportional to the change. Updates
 /// `used`, which must have been right before; if applying fails it is to be read anew, by [`plan`].
 pub fn plan_changes(changes: &Changes, families: &[Family], used: &mut Usage) -> Plan {
+    plan_changes_keeping(changes, &[], families, used)
+}
+
+/// The same, while virtual services that outlive their frontends begin or cease to keep an address on kube-ipvs0.
+pub fn plan_changes_keeping(
+    changes: &Changes,
+    kept: &[(IpAddr, SetChange)],
+    families: &[Family],
+    used: &mut Usage,
+) -> Plan {
     let mut plan = Plan::default();
+    let stickies: Vec<_> = match used.translation {
+        Translation::Table => changes.stickies.values().cloned().collect(),
+        Translation::Ipvs(_) => sticky_changes(changes.frontends.values(), &mut used.stickies),
+    };
+    let held = match used.translation {
+        Translation::Table => Vec::new(),
+        Translation::Ipvs(_) => used.hold(changes, kept),
+    };
     for family in families {
         let (mut before, mut after) = (Vec::new(), Vec::new());
         let mut put = |change: SetChange, element: Element| match change {
@@ -306,15 +363,18 @@ pub fn plan_changes(changes: &Changes, families: &[Family], used: &mut Usage) ->
         for (address, change) in changes.hairpin.iter().filter(|(a, _)| Family::of(**a) == *family) {
             put(*change, Element::Hairpin(*address));
         }
+        for (address, change) in held.iter().filter(|(a, _)| Family::of(*a) == *family) {
+            put(*change, Element::IpvsAddress(*address));
+        }
         for (key, (old, new)) in changes.frontends.iter().filter(|(k, _)| k.family() == *family) {
             if let Some(old) = old {
-                elements_of(*key, old, &mut before);
+                used.translation.elements_of(*key, old, &mut before);
             }
             if let Some(new) = new {
-                elements_of(*key, new, &mut after);
+                used.translation.elements_of(*key, new, &mut after);
             }
         }
-        for (old, new) in changes.stickies.values() {
+        for (old, new) in &stickies {
             for (sticky, elements) in [(old, &mut before), (new, &mut after)] {
                 if let Some(sticky) = sticky.as_ref().filter(|s| family_of(s) == Some(*family)) {
                     elements_of_sticky(sticky, elements);
@@ -413,7 +473,8 @@ pub fn adopt(observed: &Observed) -> Adopted {
         }
         let outside = (!outside.is_empty()).then(|| target(outside));
         let (masquerade, draining) = (Masquerade::OffCluster, None);
-        let frontend = Frontend { inside: target(inside), outside, masquerade, sources, draining };
+        let frontend =
+            Frontend { inside: target(inside), outside, masquerade, sources, draining, scheduler: None };
         adopted.frontends.insert(key, frontend);
     }
     adopted

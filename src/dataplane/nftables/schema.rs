@@ -43,7 +43,7 @@ enum Holds {
 }
 
 /// The sets of every table in the order in which nft lists them, which is that of their making.
-const SETS: [(Set, &[Field], Holds); 18] = [
+const SETS: [(Set, &[Field], Holds); 19] = [
     (Set::PodCidrs, &[SourceAddress], Holds::Nothing),
     (Set::ServiceCidrs, &[SourceAddress], Holds::Nothing),
     (Set::ClusterIps, &[SourceAddress], Holds::Nothing),
@@ -82,6 +82,7 @@ const SETS: [(Set, &[Field], Holds); 18] = [
     (Set::LocalAffinityIds, &KEY, Holds::Data(&[Priority])),
     (Set::Slots, &[Priority, INDEX], Holds::Verdict),
     (Set::Choices, &[Priority, INDEX], Holds::Verdict),
+    (Set::IpvsAddresses, &[SourceAddress], Holds::Nothing),
 ];
 
 /// Clients that all `sticky-K` sets together remember at least; an element is some 104 bytes (6.18). A full set
@@ -169,9 +170,15 @@ pub const CHAINS: [Chain; 11] = [
     Chain::NoEndpoints,
 ];
 
-/// The sets of every table; `sticky-K` is made when it is needed.
-pub fn sets() -> impl Iterator<Item = Set> {
-    SETS.into_iter().map(|(set, ..)| set)
+/// The sets of a table of this structure; `sticky-K` is made when it is needed.
+pub fn sets(structure: &Structure) -> impl Iterator<Item = Set> + use<> {
+    let ipvs = structure.ipvs;
+    SETS.into_iter().map(|(set, ..)| set).filter(move |set| ipvs || *set != Set::IpvsAddresses)
+}
+
+/// Where a set is in the order of their making.
+pub fn position(set: Set) -> u32 {
+    SETS.iter().position(|(other, ..)| *other == set).map_or(0, |index| index as u32)
 }
 
 /// The place of a base chain; `None` for the others.
@@ -325,15 +332,10 @@ pub fn rules(family: Family, chain: Chain, structure: &Structure) -> Vec<Rule> {
             new().verdict_map(&KEY, Set::Services),
         ],
         Chain::PreroutingUnclaimed | Chain::OutputUnclaimed => vec![new().goto(Chain::Unclaimed)],
-        Chain::Unclaimed => vec![
-            new().lookup(&[DestinationAddress], Set::ClusterIps).goto(Chain::NoEndpoints),
-            new()
-                .lookup(&[DestinationAddress], Set::ServiceCidrs)
-                .local(Side::Destination, false)
-                .verdict(Verdict::Drop)
-                .comment("not an allocated ClusterIP"),
-        ],
+        Chain::Unclaimed => unclaimed(family, structure),
         Chain::Special => special(family, structure),
+        // Conntrack does not know what IPVS translates as such.
+        Chain::Postrouting if structure.ipvs => vec![new().goto(Chain::AfterDnat)],
         Chain::Postrouting => vec![new().translated().goto(Chain::AfterDnat)],
         Chain::AfterDnat => after_dnat(family, structure),
         Chain::MasqueradeExternal => masquerade_external(family),
@@ -350,6 +352,21 @@ pub fn rules(family: Family, chain: Chain, structure: &Structure) -> Vec<Rule> {
         Chain::Sticky(slots, choices) => sticky(family, Set::AffinityIds, slots, choices),
         Chain::StickyLocal(slots, choices) => sticky(family, Set::LocalAffinityIds, slots, choices),
     }
+}
+
+fn unclaimed(family: Family, structure: &Structure) -> Vec<Rule> {
+    let to = |set| rule(family).lookup(&[DestinationAddress], set);
+    let unallocated = to(Set::ServiceCidrs)
+        .local(Side::Destination, false)
+        .verdict(Verdict::Drop)
+        .comment("not an allocated ClusterIP");
+    if structure.ipvs {
+        // What IPVS serves is accepted once more, since it is translated later. Anything else to an address that
+        // is this host's only for the sake of IPVS must not reach the host's own programs.
+        let served = rule(family).verdict(Verdict::Jump(Chain::Services));
+        return vec![served, to(Set::IpvsAddresses).goto(Chain::NoEndpoints), unallocated];
+    }
+    vec![to(Set::ClusterIps).goto(Chain::NoEndpoints), unallocated]
 }
 
 fn special(family: Family, structure: &Structure) -> Vec<Rule> {
@@ -406,7 +423,15 @@ fn after_dnat(family: Family, structure: &Structure) -> Vec<Rule> {
         LocalDetection::Bridge(name) => by_interface(name, false).into(),
         LocalDetection::InterfacePrefix(name) => by_interface(name, true).into(),
     };
-    rules.push(rule(family).lookup(&[SourceAddress, DestinationAddress], Set::Hairpin).masquerade());
+    let hairpin = rule(family).lookup(&[SourceAddress, DestinationAddress], Set::Hairpin);
+    if structure.ipvs {
+        // To an address of kube-ipvs0 the host goes from that address, which no endpoint could answer.
+        rules.push(rule(family).lookup(&[SourceAddress], Set::IpvsAddresses).masquerade());
+        // The host's connections to itself come here, too, which nobody translated.
+        rules.push(hairpin.local(Side::Source, false).masquerade());
+    } else {
+        rules.push(hairpin.masquerade());
+    }
     rules.push(rule(family).goto(Chain::MasqueradeExternal));
     rules
 }

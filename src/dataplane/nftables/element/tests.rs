@@ -110,7 +110,7 @@ proptest! {
 
     #[test]
     fn reading_any_bytes_does_not_panic(bytes: Vec<u8>, family in family(), index in 0..18usize) {
-        let set = schema::sets().chain([Set::Sticky(3)]).nth(index).unwrap();
+        let set = schema::sets(&super::super::model::Structure { ipvs: true, ..Default::default() }).chain([Set::Sticky(3)]).nth(index).unwrap();
         let _ = decode(family, set, Attribute { kind: NFTA_LIST_ELEM, value: &bytes });
     }
 

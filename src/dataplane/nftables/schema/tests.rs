@@ -53,7 +53,7 @@ fn user_data_is_that_of_nft() {
 fn user_data_fits_what_the_kernel_takes() {
     const NFT_USERDATA_MAXLEN: usize = 256;
     for family in Family::ALL {
-        for set in sets().chain([Set::Sticky(0)]) {
+        for set in sets(&Structure { ipvs: true, ..Structure::default() }).chain([Set::Sticky(0)]) {
             assert!(set_user_data(family, set).len() <= NFT_USERDATA_MAXLEN, "{set}");
         }
     }
@@ -73,6 +73,7 @@ fn structures() -> Vec<Structure> {
     let one = |local_detection: &LocalDetection, masquerade_all| Structure {
         local_detection: local_detection.clone(),
         masquerade_all,
+        ipvs: false,
     };
     detections.iter().flat_map(|d| [one(d, false), one(d, true)]).collect()
 }
@@ -144,7 +145,7 @@ fn without_local_detection_nothing_is_inside() {
 #[test]
 fn a_packet_for_the_same_bridge_is_told_by_its_source() {
     let structure =
-        Structure { local_detection: LocalDetection::Bridge("cni0".into()), masquerade_all: false };
+        Structure { local_detection: LocalDetection::Bridge("cni0".into()), ..Structure::default() };
     let rules = rules(Family::Ipv4, Chain::AfterDnat, &structure);
     let texts: Vec<_> = rules.iter().map(|rule| rule.text.as_str()).collect();
     assert_eq!(

@@ -77,10 +77,11 @@ fn number(text: &str) -> Result<u32, UnknownName> {
     text.parse().ok().filter(|_| canonical).ok_or(UnknownName)
 }
 
-const PLAIN_SETS: [(Set, &str); 18] = [
+const PLAIN_SETS: [(Set, &str); 19] = [
     (Set::PodCidrs, "pod-cidrs"),
     (Set::ServiceCidrs, "service-cidrs"),
     (Set::ClusterIps, "cluster-ips"),
+    (Set::IpvsAddresses, "ipvs-addresses"),
     (Set::Services, "services"),
     (Set::Endpoints, "endpoints"),
     (Set::Special, "special"),
@@ -167,7 +168,7 @@ impl fmt::Display for ElementKey<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Element::PodCidr(net) | Element::ServiceCidr(net) => network(f, net),
-            Element::ClusterIp(address) => write!(f, "{address}"),
+            Element::ClusterIp(address) | Element::IpvsAddress(address) => write!(f, "{address}"),
             Element::Endpoint(key, index, _) => write!(f, "{} . {index}", Concatenated(key)),
             Element::AllowedSource(key, net) => {
                 write!(f, "{} . {} . ", key.address, key.port)?;

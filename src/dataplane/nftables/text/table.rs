@@ -47,7 +47,7 @@ impl Table<'_> {
         let mut dynamic_sets = self.sets.clone();
         dynamic_sets.sort_unstable();
         dynamic_sets.dedup();
-        for set in schema::sets().chain(dynamic_sets) {
+        for set in schema::sets(&self.structure).chain(dynamic_sets) {
             let mut elements = elements.remove(&set).unwrap_or_default();
             elements.sort_unstable();
             elements.dedup();

@@ -1,0 +1,325 @@
+//! The IPVS data plane: virtual services and their destinations in IPVS, their addresses on the dummy device
+//! kube-ipvs0; tables of nftables for what IPVS does not do.
+//!
+//! ```text
+//!   packet ──► prerouting / output (nat)        ──► routing: the address is ──► IPVS (input, or output again):
+//!              tables sluice: source ranges,        this host's, on             one destination, by the scheduler
+//!              refuse, drop, accept = go on         kube-ipvs0                          │
+//!                                                                                       ▼
+//!                                                               postrouting (nat): tables sluice masquerade
+//! ```
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use rustc_hash::FxHashSet;
+use tracing::{debug, warn};
+
+use self::kernel::Kernel;
+use self::model::{Step, Timeouts, VirtualService};
+use self::plan::{Bounds, Plan, State};
+use super::DataPlane;
+use super::nftables::model::{Element, Verdict};
+use super::nftables::translation::{Host, Translation};
+use super::nftables::{self, Nftables};
+use crate::cluster::Scheduler;
+use crate::config;
+use crate::forwarding::{Adopted, Changes, Desired, Frontend, Settings, Target};
+use crate::netlink;
+
+pub mod decode;
+pub mod encode;
+pub mod kernel;
+pub mod model;
+pub mod plan;
+mod text;
+mod uapi;
+
+/// How often destinations without new connections are looked at.
+const TEND: Duration = Duration::from_secs(1);
+
+/// Why IPVS could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no IPVS.
+    #[error(
+        "the kernel has no IPVS: load its module on the host (modprobe ip_vs; Ubuntu has it in linux-modules-extra), \
+         or use mode nftables"
+    )]
+    NoIpvs,
+    /// The kernel has no dummy devices.
+    #[error("the kernel cannot make the device kube-ipvs0: load the module on the host (modprobe dummy)")]
+    NoDummy,
+    /// The kernel lacks the scheduler that stands in for others.
+    #[error("the kernel lacks the IPVS scheduler {0}: load its module on the host (modprobe ip_vs_{0})")]
+    NoScheduler(Scheduler),
+    /// A device has the name but is no dummy device.
+    #[error("the device kube-ipvs0 is of kind {0:?}, not dummy: rename or delete it")]
+    OtherDevice(String),
+    /// The device went while it was needed.
+    #[error("somebody deleted the device kube-ipvs0")]
+    DeviceGone,
+    /// The kernel lets only those with `CAP_NET_ADMIN` read or write IPVS.
+    #[error("the kernel refuses to show or change IPVS (EPERM): this needs root, or CAP_NET_ADMIN")]
+    NotPermitted,
+    /// The kernel refused a step; those before it were taken.
+    #[error("the kernel refused `{step}`: {errno}")]
+    Refused {
+        /// As `ipvsadm` has it.
+        step: String,
+        /// What it answered.
+        #[source]
+        errno: Errno,
+    },
+    /// The kernel could not be talked to.
+    #[error(transparent)]
+    Netlink(netlink::Error),
+    /// The tables.
+    #[error(transparent)]
+    Tables(#[from] nftables::Error),
+}
+
+impl From<netlink::Error> for Error {
+    fn from(error: netlink::Error) -> Error {
+        match error {
+            netlink::Error::Request(Errno::EPERM) => Error::NotPermitted,
+            error => Error::Netlink(error),
+        }
+    }
+}
+
+impl From<netlink::Malformed> for Error {
+    fn from(error: netlink::Malformed) -> Error {
+        Error::Netlink(error.into())
+    }
+}
+
+impl Error {
+    fn refused(step: Option<&Step>, errno: Errno) -> Error {
+        match errno {
+            Errno::EPERM => Error::NotPermitted,
+            errno => Error::Refused { step: step.map_or_else(String::new, Step::to_string), errno },
+        }
+    }
+}
+
+/// What was read back.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The tables.
+    pub tables: nftables::plan::Observed,
+    /// IPVS and its device.
+    pub ipvs: kernel::Observed,
+}
+
+/// IPVS, the device kube-ipvs0 and the tables of one network namespace.
+#[derive(Debug)]
+pub struct Ipvs {
+    tables: Nftables,
+    kernel: Kernel,
+    config: config::Ipvs,
+    /// IPVS does not tell of changes: everything is compared so often.
+    sync_period: Duration,
+    state: State,
+    observed: Instant,
+    tended: Instant,
+}
+
+impl Ipvs {
+    /// Opens sockets in the network namespace of the calling thread; has the kernel load IPVS.
+    pub fn open(config: config::Ipvs, sync_period: Duration) -> Result<Ipvs, Error> {
+        let state = State { default: config.scheduler, ..State::default() };
+        let (tables, kernel, now) = (Nftables::open()?, Kernel::open()?, Instant::now());
+        Ok(Ipvs { tables, kernel, config, sync_period, state, observed: now, tended: now })
+    }
+
+    /// Takes steps; where the kernel lacks a scheduler, another one is used.
+    fn take(&mut self, steps: &[Step]) -> Result<(), Error> {
+        let is_service = |step: &Step| matches!(step, Step::AddService(..) | Step::SetService(..));
+        let (services, rest) = steps.split_at(steps.iter().rposition(is_service).map_or(0, |last| last + 1));
+        let mut lacking: Vec<Step> = self.kernel.execute(services)?.into_iter().cloned().collect();
+        while !lacking.is_empty() {
+            let mut instead = Vec::new();
+            for step in lacking {
+                let (Step::AddService(key, service) | Step::SetService(key, service)) = step else {
+                    continue;
+                };
+                if self.state.lacking.insert(service.scheduler) {
+                    warn!(
+                        "the kernel lacks the IPVS scheduler {0} (modprobe ip_vs_{0}, then restart sluice): {1} is used \
+                         for {key} and others",
+                        service.scheduler,
+                        self.state.available(service.scheduler)
+                    );
+                }
+                let scheduler = self.state.available(service.scheduler);
+                if scheduler == service.scheduler || self.state.lacking.contains(&scheduler) {
+                    return Err(Error::NoScheduler(scheduler));
+                }
+                let service = VirtualService { scheduler, ..service };
+                instead.push(match step {
+                    Step::AddService(..) => Step::AddService(key, service),
+                    _ => Step::SetService(key, service),
+                });
+            }
+            lacking = self.kernel.execute(&instead)?.into_iter().cloned().collect();
+        }
+        self.kernel.execute(rest)?;
+        Ok(())
+    }
+}
+
+/// Removes what sluice made in IPVS and on its device, and with `kube_proxy` also what kube-proxy made there, whatever
+/// connections there are; says what there was. Does not have the kernel load IPVS.
+pub fn cleanup(kube_proxy: bool) -> Result<Vec<String>, Error> {
+    if !std::path::Path::new("/proc/net/ip_vs").exists() {
+        return Ok(Vec::new());
+    }
+    let mut kernel = Kernel::open()?;
+    let observed = kernel.observe()?;
+    let steps = plan::cleanup(&observed, kube_proxy);
+    kernel.execute(&steps)?;
+    let services = steps.iter().filter(|step| matches!(step, Step::DeleteService(_))).count();
+    let mut removed = Vec::new();
+    if services > 0 {
+        removed.push(format!("{services} virtual services of IPVS"));
+    }
+    if steps.contains(&Step::DeleteDevice) {
+        removed.push(format!("the device {}", model::DEVICE));
+    }
+    Ok(removed)
+}
+
+fn seconds(time: Option<Duration>) -> u32 {
+    time.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1))
+}
+
+/// The keys that the tables let pass to IPVS.
+fn passing(tables: &nftables::plan::Observed) -> FxHashSet<model::Key> {
+    let elements = tables.values().flatten().flat_map(|table| &table.elements);
+    let passing = elements.filter_map(|element| match element {
+        Element::Service(key, Verdict::Accept) | Element::LocalService(key, Verdict::Accept) => Some(*key),
+        _ => None,
+    });
+    passing.collect()
+}
+
+impl DataPlane for Ipvs {
+    type Observed = Observed;
+    type Plan = Plan;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        "ipvs"
+    }
+
+    fn observe(&mut self, settings: &Settings) -> Result<Observed, Error> {
+        let tables = self.tables.observe(settings)?;
+        let ipvs = self.kernel.observe()?;
+        self.observed = Instant::now();
+        Ok(Observed { tables, ipvs })
+    }
+
+    fn adopt(&self, observed: &Observed) -> Adopted {
+        let mut adopted = self.tables.adopt(&observed.tables);
+        for (key, service) in observed.ipvs.services.iter().filter(|(_, service)| service.is_ours()) {
+            let list: Vec<_> =
+                service.destinations.iter().filter(|(_, d)| d.weight > 0).map(|(a, _)| *a).collect();
+            if list.is_empty() {
+                continue;
+            }
+            let target = Target::Endpoints(list.into());
+            let frontend = adopted.frontends.entry(*key).or_insert_with(Frontend::refusing);
+            match frontend.inside {
+                Target::Endpoints(_) => frontend.outside = Some(target),
+                _ => frontend.inside = target,
+            }
+        }
+        adopted
+    }
+
+    fn plan(&mut self, desired: &Desired, observed: &Observed) -> Plan {
+        let bounds = Bounds {
+            exclude: &self.config.exclude_cidrs,
+            timeouts: Timeouts {
+                tcp: seconds(self.config.tcp_timeout),
+                tcp_fin: seconds(self.config.tcp_fin_timeout),
+                udp: seconds(self.config.udp_timeout),
+            },
+            passing: passing(&observed.tables),
+            replacing: observed.tables.values().flatten().any(|table| table.difference.is_some()),
+        };
+        let node = desired.node().node_port_addresses.clone();
+        let host = Host { addresses: observed.ipvs.host.clone(), node };
+        let tables = &mut self.tables;
+        let plan_tables = |kept: &[IpAddr]| {
+            tables.plan_for(desired, &observed.tables, Translation::Ipvs(Arc::new(host)), kept)
+        };
+        plan::plan(desired, &observed.ipvs, &bounds, &mut self.state, Instant::now(), plan_tables)
+    }
+
+    fn plan_changes(&mut self, changes: &Changes) -> Plan {
+        let tables = &mut self.tables;
+        plan::plan_changes(changes, &mut self.state, Instant::now(), |kept| {
+            tables.plan_keeping(changes, kept)
+        })
+    }
+
+    fn steps(&self, plan: &Plan) -> usize {
+        plan.len()
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
+        debug!("\n{plan}");
+        self.take(&plan.before)?;
+        if !plan.tables.is_empty() {
+            self.tables.apply(&plan.tables)?;
+        }
+        self.kernel.execute(&plan.after)?;
+        Ok(())
+    }
+
+    fn disturbed(&mut self) -> Result<bool, Error> {
+        if self.kernel.device()?.is_none() || self.observed.elapsed() >= self.sync_period {
+            return Ok(true);
+        }
+        Ok(self.tables.disturbed()?)
+    }
+
+    fn tend(&mut self) -> Result<(), Error> {
+        if self.state.terminating.is_empty() || self.tended.elapsed() < TEND {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let mut steps = Vec::new();
+        let mut kept = Vec::new();
+        for (key, waiting) in self.state.terminating.clone() {
+            let there = self.kernel.destinations(&key)?;
+            let mut gone = Vec::new();
+            for (destination, limit) in waiting {
+                match there.get(&destination) {
+                    Some(found) if found.active + found.inactive > 0 && start < limit => continue,
+                    Some(_) => gone.push(Step::DeleteDestination(key, destination)),
+                    None => {}
+                }
+                self.state.revive(&key, &destination);
+            }
+            let done = !self.state.terminating.contains_key(&key) && self.state.lingering.contains_key(&key);
+            if done {
+                steps.push(Step::DeleteService(key));
+                kept.extend(self.state.forget(key));
+            } else {
+                steps.append(&mut gone);
+            }
+        }
+        let tables = self.tables.plan_keeping(&Changes::default(), &kept);
+        let (_, addresses) = plan::addresses(&tables);
+        steps.extend(addresses.into_iter().map(Step::DeleteAddress));
+        self.apply(&Plan { before: Vec::new(), tables, after: steps })?;
+        // However many there are, looking at them takes at most a twentieth of the time.
+        self.tended = Instant::now() + start.elapsed() * 20;
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! IPVS and the device of its addresses, read and written.
+
+use std::net::{IpAddr, SocketAddr};
+
+use nix::errno::Errno;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::Error;
+use super::model::{DEVICE, Destination, Key, ObservedService, Step, Timeouts};
+use super::uapi::*;
+use super::{decode, encode};
+use crate::netlink::route::{self, Device};
+use crate::netlink::{Request, Requests, Socket, generic};
+
+/// Bytes of requests that are sent at once. The kernel does them one by one anyway.
+const CHUNK: usize = 1 << 20;
+
+/// What was read back of IPVS and its device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Whether there is the device.
+    pub device: bool,
+    /// Its addresses.
+    pub held: FxHashSet<IpAddr>,
+    /// The addresses of all other devices.
+    pub host: FxHashSet<IpAddr>,
+    /// Every virtual service, whoever made it; not those that go by fwmark.
+    pub services: FxHashMap<Key, ObservedService>,
+    /// Timeouts of connections.
+    pub timeouts: Timeouts,
+}
+
+/// Sockets to IPVS and to the network devices of one network namespace.
+#[derive(Debug)]
+pub struct Kernel {
+    ipvs: Socket,
+    route: Socket,
+    /// IPVS's number in generic netlink.
+    family: u16,
+}
+
+impl Kernel {
+    /// Opens sockets in the network namespace of the calling thread, and has the kernel load IPVS where that is a
+    /// module.
+    ///
+    /// # Errors
+    /// [`Error::NoIpvs`] where the kernel has no IPVS.
+    pub fn open() -> Result<Kernel, Error> {
+        let mut ipvs = Socket::open_generic()?;
+        let family = generic::family(&mut ipvs, IPVS_GENL_NAME)?.ok_or(Error::NoIpvs)?;
+        Ok(Kernel { ipvs, route: Socket::open_route()?, family })
+    }
+
+    /// The device, if it is there.
+    ///
+    /// # Errors
+    /// [`Error::OtherDevice`] where one of another kind has its name.
+    pub fn device(&mut self) -> Result<Option<Device>, Error> {
+        device(&mut self.route)
+    }
+
+    /// Reads everything.
+    pub fn observe(&mut self) -> Result<Observed, Error> {
+        let device = self.device()?.map(|device| device.index);
+        let mut observed = Observed { device: device.is_some(), ..Observed::default() };
+        route::addresses(&mut self.route, |index, address| {
+            if Some(index) == device { &mut observed.held } else { &mut observed.host }.insert(address);
+        })?;
+        observed.services = self.services()?;
+        for (key, service) in &mut observed.services {
+            service.destinations = self.destinations(key)?;
+        }
+        let request = Request::get_generic(self.family, IPVS_CMD_GET_CONFIG);
+        observed.timeouts = self.ipvs.request(&request, |message| decode::timeouts(&message))?;
+        Ok(observed)
+    }
+
+    /// Every virtual service, without its destinations.
+    pub fn services(&mut self) -> Result<FxHashMap<Key, ObservedService>, Error> {
+        let mut services = FxHashMap::default();
+        let request = Request::dump_generic(self.family, IPVS_CMD_GET_SERVICE);
+        self.ipvs.dump(&request, |message| -> Result<(), Error> {
+            services.extend(decode::service(&message)?);
+            Ok(())
+        })?;
+        Ok(services)
+    }
+
+    /// The destinations of a virtual service; none where it went.
+    pub fn destinations(&mut self, key: &Key) -> Result<FxHashMap<SocketAddr, Destination>, Error> {
+        let mut destinations = FxHashMap::default();
+        let mut request = Request::dump_generic(self.family, IPVS_CMD_GET_DEST);
+        request.nested(IPVS_CMD_ATTR_SERVICE, |w| encode::write_key(w, key));
+        self.ipvs.dump(&request, |message| -> Result<(), Error> {
+            let (address, destination) = decode::destination(&message)?;
+            destinations.insert(address, destination);
+            Ok(())
+        })?;
+        Ok(destinations)
+    }
+
+    /// Takes steps in their order. What is to be deleted and is not there is no error. A virtual service whose
+    /// scheduler the kernel lacks is not made: those steps come back.
+    ///
+    /// # Errors
+    /// With the first step that the kernel refused; others may have been taken.
+    pub fn execute<'a>(&mut self, steps: &'a [Step]) -> Result<Vec<&'a Step>, Error> {
+        let mut lacking = Vec::new();
+        for run in steps.chunk_by(|a, b| Class::of(a) == Class::of(b)) {
+            match Class::of(&run[0]) {
+                Class::Service | Class::Destination => lacking.extend(self.change(run)?),
+                Class::Address => self.change_addresses(run)?,
+                Class::Device => run.iter().try_for_each(|step| self.change_device(step))?,
+            }
+        }
+        Ok(lacking)
+    }
+
+    fn change<'a>(&mut self, steps: &'a [Step]) -> Result<Vec<&'a Step>, Error> {
+        let mut lacking = Vec::new();
+        let mut requests = Requests::default();
+        let mut start = 0;
+        for (index, step) in steps.iter().enumerate() {
+            encode::encode(&mut requests, self.family, step);
+            if requests.len() < CHUNK && index + 1 < steps.len() {
+                continue;
+            }
+            let sent = &steps[start..=index];
+            for refusal in self.ipvs.execute(&mut requests)? {
+                let step = refusal.message.and_then(|message| sent.get(message));
+                match (step, refusal.errno) {
+                    (Some(Step::AddService(..) | Step::SetService(..)), Errno::ENOENT) => {
+                        lacking.extend(step)
+                    }
+                    (
+                        Some(Step::DeleteService(_) | Step::DeleteDestination(..)),
+                        Errno::ESRCH | Errno::ENOENT,
+                    ) => {}
+                    (step, errno) => return Err(Error::refused(step, errno)),
+                }
+            }
+            requests.clear();
+            start = index + 1;
+        }
+        Ok(lacking)
+    }
+
+    fn change_addresses(&mut self, steps: &[Step]) -> Result<(), Error> {
+        let Some(Device { index, .. }) = self.device()? else { return Err(Error::DeviceGone) };
+        let mut requests = Requests::default();
+        for step in steps {
+            match step {
+                Step::AddAddress(address) => route::add_address(&mut requests, index, *address),
+                Step::DeleteAddress(address) => route::delete_address(&mut requests, index, *address),
+                _ => {}
+            }
+        }
+        for refusal in self.route.execute(&mut requests)? {
+            let step = refusal.message.and_then(|message| steps.get(message));
+            match (step, refusal.errno) {
+                (Some(Step::DeleteAddress(_)), Errno::EADDRNOTAVAIL) => {}
+                (step, errno) => return Err(Error::refused(step, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn change_device(&mut self, step: &Step) -> Result<(), Error> {
+        match step {
+            Step::DeleteDevice => {
+                if let Some(device) = self.device()? {
+                    route::delete_device(&mut self.route, &device)?;
+                }
+                Ok(())
+            }
+            _ => match route::add_dummy(&mut self.route, DEVICE) {
+                Err(crate::netlink::Error::Request(Errno::EOPNOTSUPP)) => Err(Error::NoDummy),
+                result => Ok(result?),
+            },
+        }
+    }
+}
+
+/// The device, if it is there; does not need IPVS.
+pub fn device(socket: &mut Socket) -> Result<Option<Device>, Error> {
+    match route::device(socket, DEVICE)? {
+        Some(device) if device.kind != "dummy" => Err(Error::OtherDevice(device.kind)),
+        device => Ok(device),
+    }
+}
+
+/// What a step is about. Steps of one class that follow each other are sent together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Service,
+    Destination,
+    Address,
+    Device,
+}
+
+impl Class {
+    fn of(step: &Step) -> Class {
+        match step {
+            Step::AddService(..) | Step::SetService(..) => Class::Service,
+            Step::DeleteService(_)
+            | Step::AddDestination(..)
+            | Step::SetWeight(..)
+            | Step::DeleteDestination(..)
+            | Step::SetTimeouts(_) => Class::Destination,
+            Step::AddAddress(_) | Step::DeleteAddress(_) => Class::Address,
+            Step::AddDevice | Step::DeleteDevice => Class::Device,
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! The difference between what should be and what is, as ordered steps.
+//!
+//! IPVS has no transactions. The order makes up for it:
+//!
+//! 1. virtual services without destinations, changes of scheduler, addresses
+//! 2. destinations of what the tables let pass already, and of what they translate until now
+//! 3. the tables, in one transaction
+//! 4. destinations of what the tables let pass from now on: before, masquerade and source ranges were not there
+//! 5. endpoints that went: weight 0, or deleted; virtual services without destinations; addresses
+//!
+//! So whatever works goes on: an endpoint comes before another goes, and what is deleted gets no packets any more.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::kernel::Observed;
+use super::model::{Key, ObservedService, Step, Timeouts, VirtualService, virtual_service};
+use crate::cluster::{Protocol, Scheduler};
+use crate::dataplane::nftables;
+use crate::forwarding::{Changes, Desired, Frontend, SetChange};
+
+/// How long a destination that went may keep connections. As kube-proxy's `rsGracefulDeletePeriod`.
+pub const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// The ports that the API server gives NodePorts by default.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+
+/// Ordered steps; the tables' are one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// What comes before the tables.
+    pub before: Vec<Step>,
+    /// The tables.
+    pub tables: nftables::plan::Plan,
+    /// What comes after them.
+    pub after: Vec<Step>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many steps there are.
+    pub fn len(&self) -> usize {
+        self.before.len() + self.tables.len() + self.after.len()
+    }
+}
+
+/// What is known of the kernel's state beside the desired state.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// The scheduler of Services that ask for none.
+    pub default: Scheduler,
+    /// Schedulers that the kernel does not have.
+    pub lacking: FxHashSet<Scheduler>,
+    /// Destinations without new connections, with the time until which they may keep those they have.
+    pub terminating: FxHashMap<Key, FxHashMap<SocketAddr, Instant>>,
+    /// Virtual services that are there only for such destinations.
+    pub lingering: FxHashMap<Key, VirtualService>,
+    /// Those of them whose frontend is gone, so that nothing else keeps the address on the device.
+    pub kept: FxHashSet<Key>,
+}
+
+/// Steps by when they are taken.
+#[derive(Debug, Default)]
+struct Phases {
+    services: Vec<Step>,
+    early: Vec<Step>,
+    late: Vec<Step>,
+    retired: Vec<Step>,
+    deleted: Vec<Step>,
+}
+
+impl Phases {
+    /// Puts addresses and tables between.
+    fn plan(
+        self,
+        device: Vec<Step>,
+        add: Vec<IpAddr>,
+        tables: nftables::plan::Plan,
+        delete: Vec<IpAddr>,
+    ) -> Plan {
+        let mut before = device;
+        before.extend(self.services);
+        before.extend(add.into_iter().map(Step::AddAddress));
+        before.extend(self.early);
+        let mut after = self.late;
+        after.extend(self.retired);
+        after.extend(self.deleted);
+        after.extend(delete.into_iter().map(Step::DeleteAddress));
+        Plan { before, tables, after }
+    }
+}
+
+impl State {
+    /// What IPVS is to do for a frontend, with a scheduler that the kernel has.
+    fn wanted(&self, frontend: &Frontend) -> Option<(VirtualService, Vec<SocketAddr>)> {
+        let (mut service, target) = virtual_service(frontend, self.default)?;
+        service.scheduler = self.available(service.scheduler);
+        let mut endpoints: Vec<SocketAddr> = target.endpoints().map(|(_, endpoint)| endpoint).collect();
+        endpoints.sort_unstable();
+        Some((service, endpoints))
+    }
+
+    /// The scheduler, or one in its place that the kernel has.
+    pub fn available(&self, scheduler: Scheduler) -> Scheduler {
+        let has = |scheduler: &Scheduler| !self.lacking.contains(scheduler);
+        [scheduler, self.default].into_iter().find(has).unwrap_or_default()
+    }
+
+    /// Takes new connections from a destination: its connections stay, unless it is better that they end.
+    fn retire(
+        &mut self,
+        key: Key,
+        service: &VirtualService,
+        destination: SocketAddr,
+        limit: Instant,
+        steps: &mut Vec<Step>,
+    ) {
+        // dh always chooses the same destination, even when it takes no connections.
+        if key.protocol == Protocol::Udp || service.scheduler == Scheduler::Dh {
+            steps.push(Step::DeleteDestination(key, destination));
+        } else {
+            steps.push(Step::SetWeight(key, destination, 0));
+            self.terminating.entry(key).or_default().insert(destination, limit);
+        }
+    }
+
+    /// Ends the waiting for a destination; says whether it was waited for.
+    pub fn revive(&mut self, key: &Key, destination: &SocketAddr) -> bool {
+        let Some(destinations) = self.terminating.get_mut(key) else { return false };
+        let known = destinations.remove(destination).is_some();
+        if destinations.is_empty() {
+            self.terminating.remove(key);
+        }
+        known
+    }
+
+    /// What a virtual service that is no longer needed leaves behind: itself, while a destination has connections.
+    fn end(&mut self, key: Key, service: VirtualService, mut retired: Vec<Step>, phases: &mut Phases) {
+        if self.terminating.contains_key(&key) {
+            self.lingering.insert(key, service);
+            phases.retired.append(&mut retired);
+        } else {
+            self.lingering.remove(&key);
+            // Its destinations go with it.
+            phases.deleted.push(Step::DeleteService(key));
+        }
+    }
+
+    /// What one changed frontend needs; gives whether its address is kept, or no longer, without a frontend.
+    fn change(
+        &mut self,
+        key: Key,
+        before: Option<&Frontend>,
+        after: Option<&Frontend>,
+        limit: Instant,
+        phases: &mut Phases,
+    ) -> Option<(IpAddr, SetChange)> {
+        let old = before.and_then(|frontend| self.wanted(frontend));
+        let new = after.and_then(|frontend| self.wanted(frontend));
+        let there = old.as_ref().map(|(service, _)| *service).or_else(|| self.lingering.get(&key).copied());
+        let old_endpoints = old.map(|(_, endpoints)| endpoints).unwrap_or_default();
+        match (there, new) {
+            (there, Some((service, endpoints))) => {
+                match there {
+                    None => phases.services.push(Step::AddService(key, service)),
+                    Some(there) if there != service => phases.services.push(Step::SetService(key, service)),
+                    Some(_) => {}
+                }
+                // Until the tables let it pass there is no hurry, and they do more than that.
+                let adds = if old_endpoints.is_empty() { &mut phases.late } else { &mut phases.early };
+                let reweigh = there.is_some_and(|there| there.weight() != service.weight());
+                for endpoint in &endpoints {
+                    let weight = service.weight();
+                    if old_endpoints.binary_search(endpoint).is_ok() {
+                        if reweigh {
+                            adds.push(Step::SetWeight(key, *endpoint, weight));
+                        }
+                    } else if self.revive(&key, endpoint) {
+                        adds.push(Step::SetWeight(key, *endpoint, weight));
+                    } else {
+                        adds.push(Step::AddDestination(key, *endpoint, weight));
+                    }
+                }
+                self.lingering.remove(&key);
+                for endpoint in old_endpoints.iter().filter(|e| endpoints.binary_search(e).is_err()) {
+                    self.retire(key, &service, *endpoint, limit, &mut phases.retired);
+                }
+            }
+            (Some(service), None) => {
+                let mut retired = Vec::new();
+                for endpoint in &old_endpoints {
+                    self.retire(key, &service, *endpoint, limit, &mut retired);
+                }
+                if !self.lingering.contains_key(&key) {
+                    self.end(key, service, retired, phases);
+                }
+            }
+            (None, None) => {}
+        }
+        self.keep(key, self.lingering.contains_key(&key) && after.is_none())
+    }
+
+    fn keep(&mut self, key: Key, keep: bool) -> Option<(IpAddr, SetChange)> {
+        match keep {
+            true => self.kept.insert(key).then_some((key.address, SetChange::Added)),
+            false => self.kept.remove(&key).then_some((key.address, SetChange::Removed)),
+        }
+    }
+
+    /// A virtual service that lingered is gone.
+    pub fn forget(&mut self, key: Key) -> Option<(IpAddr, SetChange)> {
+        self.lingering.remove(&key);
+        self.keep(key, false)
+    }
+}
+
+/// What a change of the desired state needs. `tables` plans the nft part, given whose addresses are kept besides.
+pub fn plan_changes(
+    changes: &Changes,
+    state: &mut State,
+    now: Instant,
+    tables: impl FnOnce(&[(IpAddr, SetChange)]) -> nftables::plan::Plan,
+) -> Plan {
+    let mut phases = Phases::default();
+    let mut kept = Vec::new();
+    for (key, (before, after)) in &changes.frontends {
+        kept.extend(state.change(*key, before.as_ref(), after.as_ref(), now + LIMIT, &mut phases));
+    }
+    let tables = tables(&kept);
+    let (add, delete) = addresses(&tables);
+    phases.plan(Vec::new(), add, tables, delete)
+}
+
+/// The addresses that a change gives kube-ipvs0 and takes away: the tables know them as well.
+pub fn addresses(tables: &nftables::plan::Plan) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    use nftables::model::{Element::IpvsAddress, Step};
+    let (mut add, mut delete) = (Vec::new(), Vec::new());
+    for step in tables.tables.iter().flat_map(|(_, steps)| steps) {
+        match step {
+            Step::Add(IpvsAddress(address)) => add.push(*address),
+            Step::Delete(IpvsAddress(address)) => delete.push(*address),
+            _ => {}
+        }
+    }
+    (add, delete)
+}
+
+/// What else a full comparison goes by.
+#[derive(Clone, Debug, Default)]
+pub struct Bounds<'a> {
+    /// Ranges whose virtual services are somebody else's.
+    pub exclude: &'a [IpNet],
+    /// Timeouts that are asked for; 0: as they are.
+    pub timeouts: Timeouts,
+    /// Keys that the tables let pass now.
+    pub passing: FxHashSet<Key>,
+    /// Whether there are tables of another kind, which serve until they are replaced.
+    pub replacing: bool,
+}
+
+/// The whole difference. `tables` plans the nft part, given the addresses that are kept besides, and says which
+/// addresses kube-ipvs0 is to have.
+pub fn plan(
+    desired: &Desired,
+    observed: &Observed,
+    bounds: &Bounds<'_>,
+    state: &mut State,
+    now: Instant,
+    tables: impl FnOnce(&[IpAddr]) -> (nftables::plan::Plan, FxHashSet<IpAddr>),
+) -> Plan {
+    let mut phases = Phases::default();
+    let known = std::mem::take(&mut state.terminating);
+    let limit = |key: &Key, destination: &SocketAddr| {
+        known.get(key).and_then(|d| d.get(destination)).copied().unwrap_or(now + LIMIT)
+    };
+    state.lingering.clear();
+    state.kept.clear();
+    let mut wanted = FxHashSet::default();
+    let mut frontends: Vec<_> = desired.frontends().map(|(key, frontend, _)| (*key, frontend)).collect();
+    frontends.sort_unstable_by_key(|(key, _)| *key);
+    for (key, frontend) in frontends {
+        let Some((service, endpoints)) = state.wanted(frontend) else { continue };
+        wanted.insert(key);
+        let there = observed.services.get(&key);
+        let served = there.is_some_and(|there| there.destinations.values().any(|d| d.weight > 0));
+        let early = bounds.replacing || bounds.passing.contains(&key) || served;
+        compare(key, &service, &endpoints, there, early, &mut phases);
+        for (destination, found) in there.into_iter().flat_map(|service| &service.destinations) {
+            if endpoints.binary_search(destination).is_err() {
+                let limit = limit(&key, destination);
+                retire_found(state, key, &service, *destination, *found, limit, &mut phases.retired);
+            }
+        }
+    }
+    let mut stale: Vec<(&Key, &ObservedService)> = observed
+        .services
+        .iter()
+        .filter(|(key, service)| !wanted.contains(key) && is_stale(key, service, desired, observed, bounds))
+        .collect();
+    stale.sort_unstable_by_key(|(key, _)| **key);
+    for (key, there) in stale {
+        let scheduler = there.scheduler.parse().unwrap_or_default();
+        let persistence = (there.flags & super::model::PERSISTENT != 0).then_some(there.timeout);
+        let service = VirtualService { scheduler, persistence };
+        let mut retired = Vec::new();
+        for (destination, found) in &there.destinations {
+            let limit = limit(key, destination);
+            retire_found(state, *key, &service, *destination, *found, limit, &mut retired);
+        }
+        state.end(*key, service, retired, &mut phases);
+        if state.lingering.contains_key(key) && desired.frontend(key).is_none() {
+            state.kept.insert(*key);
+        }
+    }
+    phases.retired.sort_by_key(|step| match step {
+        Step::SetWeight(key, destination, _) | Step::DeleteDestination(key, destination) => {
+            Some((*key, *destination))
+        }
+        _ => None,
+    });
+    let kept: Vec<IpAddr> = state.kept.iter().map(|key| key.address).collect();
+    let (tables, held) = tables(&kept);
+    let mut add: Vec<IpAddr> = held.difference(&observed.held).copied().collect();
+    let foreign = |a: &IpAddr| bounds.exclude.iter().any(|net| net.contains(a)) || is_link_local(a);
+    let mut delete: Vec<IpAddr> = observed.held.difference(&held).filter(|a| !foreign(a)).copied().collect();
+    add.sort_unstable();
+    delete.sort_unstable();
+    let mut first = Vec::new();
+    if !observed.device {
+        first.push(Step::AddDevice);
+    }
+    let asked = bounds.timeouts;
+    let or = |asked: u32, there| if asked == 0 { there } else { asked };
+    let timeouts = Timeouts {
+        tcp: or(asked.tcp, observed.timeouts.tcp),
+        tcp_fin: or(asked.tcp_fin, observed.timeouts.tcp_fin),
+        udp: or(asked.udp, observed.timeouts.udp),
+    };
+    if timeouts != observed.timeouts {
+        first.push(Step::SetTimeouts(asked));
+    }
+    phases.plan(first, add, tables, delete)
+}
+
+/// What one frontend lacks in the kernel.
+fn compare(
+    key: Key,
+    service: &VirtualService,
+    endpoints: &[SocketAddr],
+    there: Option<&ObservedService>,
+    early: bool,
+    phases: &mut Phases,
+) {
+    match there {
+        None => phases.services.push(Step::AddService(key, *service)),
+        Some(there) if !there.is(&key, service) => phases.services.push(Step::SetService(key, *service)),
+        Some(_) => {}
+    }
+    let adds = if early { &mut phases.early } else { &mut phases.late };
+    for endpoint in endpoints {
+        let found = there.and_then(|there| there.destinations.get(endpoint));
+        match found {
+            None => adds.push(Step::AddDestination(key, *endpoint, service.weight())),
+            Some(found) if found.weight != service.weight() || found.forwarding != 0 => {
+                adds.push(Step::SetWeight(key, *endpoint, service.weight()));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// A destination that was found and should not be: idle it goes at once.
+fn retire_found(
+    state: &mut State,
+    key: Key,
+    service: &VirtualService,
+    destination: SocketAddr,
+    found: super::model::Destination,
+    limit: Instant,
+    steps: &mut Vec<Step>,
+) {
+    if found.active == 0 && found.inactive == 0 {
+        steps.push(Step::DeleteDestination(key, destination));
+        return;
+    }
+    let count = steps.len();
+    state.retire(key, service, destination, limit, steps);
+    if found.weight == 0 && matches!(steps.last(), Some(Step::SetWeight(..))) {
+        steps.truncate(count);
+    }
+}
+
+/// Whether a virtual service that no Service asks for is ours, or kube-proxy's: it made those on the device's
+/// addresses, and those for NodePorts.
+fn is_stale(
+    key: &Key,
+    service: &ObservedService,
+    desired: &Desired,
+    observed: &Observed,
+    bounds: &Bounds<'_>,
+) -> bool {
+    if bounds.exclude.iter().any(|net| net.contains(&key.address)) {
+        return false;
+    }
+    let kube_proxys_node_port = || {
+        observed.device
+            && NODE_PORTS.contains(&key.port)
+            && desired.node().node_port_addresses.contains(&key.address)
+    };
+    service.is_ours() || observed.held.contains(&key.address) || kube_proxys_node_port()
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// Removes what is ours, and with `kube_proxy` also what is kube-proxy's. The device goes unless somebody else's virtual
+/// services need its addresses.
+pub fn cleanup(observed: &Observed, kube_proxy: bool) -> Vec<Step> {
+    let goes = |key: &Key, service: &ObservedService| {
+        let node_port =
+            || observed.device && NODE_PORTS.contains(&key.port) && observed.host.contains(&key.address);
+        service.is_ours() || kube_proxy && (observed.held.contains(&key.address) || node_port())
+    };
+    let (ours, others): (Vec<_>, Vec<_>) = observed.services.iter().partition(|(key, s)| goes(key, s));
+    let needed: FxHashSet<IpAddr> = others.iter().map(|(key, _)| key.address).collect();
+    let mut ours: Vec<Key> = ours.into_iter().map(|(key, _)| *key).collect();
+    ours.sort_unstable();
+    let mut steps: Vec<Step> = ours.iter().map(|key| Step::DeleteService(*key)).collect();
+    if observed.held.is_disjoint(&needed) {
+        steps.extend(observed.device.then_some(Step::DeleteDevice));
+    } else {
+        let mut addresses: Vec<IpAddr> = ours
+            .iter()
+            .map(|key| key.address)
+            .filter(|a| observed.held.contains(a) && !needed.contains(a))
+            .collect();
+        addresses.dedup();
+        steps.extend(addresses.into_iter().map(Step::DeleteAddress));
+    }
+    steps
+}
+
+/// All steps that make what is desired where there is nothing yet but a host with these addresses, without the tables.
+pub fn from_nothing(desired: &Desired, translation: nftables::translation::Translation) -> Vec<Step> {
+    let Some(default) = desired.settings().ipvs else { return Vec::new() };
+    let (mut state, bounds) = (State { default, ..State::default() }, Bounds::default());
+    let tables = |kept: &[IpAddr]| {
+        let (tables, used) = nftables::plan::plan_for(desired, &Default::default(), translation, kept);
+        (tables, used.held().collect())
+    };
+    let plan = plan(desired, &Observed::default(), &bounds, &mut state, Instant::now(), tables);
+    plan.before.into_iter().chain(plan.after).collect()
+}
