@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sluice::cluster::{Change, Endpoint, Family, Index, Protocol};
 use sluice::dataplane::DataPlane;
+use sluice::dataplane::nftables::translation::Translation;
 use sluice::dataplane::nftables::{Nftables, plan};
 use sluice::forwarding::{Desired, Key, LocalDetection, Settings};
 use tokio::task::JoinSet;
@@ -155,7 +156,10 @@ fn try_cluster(
     topology.node.output("conntrack", &["-F"])?;
     let mut flows = Vec::new();
     for family in Family::ALL {
-        let tables = Tables::new(plan::structure(settings, family), plan::elements(&desired, family));
+        let tables = Tables::new(
+            plan::structure(settings, family),
+            plan::elements(&desired, &Translation::Table, family),
+        );
         flows.extend(flows_of(topology, &tables, family)?);
     }
     let mut wrong = Vec::new();
