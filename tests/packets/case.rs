@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::ipv6;
 use crate::probe::{Outcome, Source, Target};
 use crate::topology::PodNetwork;
 
@@ -293,7 +294,8 @@ fn outcome(word: &str) -> Result<Outcome> {
     })
 }
 
-/// Reads all cases below a directory, as `(file name without ending, case)`.
+/// Reads all cases below a directory, as `(file name without ending, case)`; then those that can be said in IPv6, with the
+/// file name `v6::...`.
 ///
 /// # Errors
 /// On a file that does not have the format, or a name that is there twice.
@@ -304,20 +306,28 @@ pub fn read_all(directory: &Path) -> Result<Vec<(String, Case)>> {
         .collect::<std::io::Result<_>>()?;
     paths.retain(|path| path.extension().is_some_and(|it| it == "yaml"));
     paths.sort();
-    let mut cases = Vec::new();
+    let (mut cases, mut in_both) = (Vec::new(), Vec::new());
     let mut names = BTreeSet::new();
     for path in paths {
         let text = fs::read_to_string(&path)?;
-        let file: Vec<Case> =
+        let file: Vec<Value> =
             serde_saphyr::from_str_with_options(&text, serde_saphyr::options! { strict_booleans: true })
                 .map_err(|e| anyhow!("{}: {e}", path.display()))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        for case in file {
+        for value in file {
+            let read = |value: &Value| {
+                Case::deserialize(value).map_err(|e| anyhow!("{}: {e} in {value}", path.display()))
+            };
+            let case = read(&value)?;
             if !names.insert(case.name.clone()) {
                 bail!("{}: the name {} is there twice", path.display(), case.name);
             }
             cases.push((stem.clone(), case));
+            if let Some(in_ipv6) = ipv6::translated(&value) {
+                in_both.push((format!("v6::{stem}"), read(&in_ipv6)?));
+            }
         }
     }
+    cases.append(&mut in_both);
     Ok(cases)
 }
