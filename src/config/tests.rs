@@ -32,8 +32,7 @@ fn with_file(body: &str) -> Result<Config, InvalidConfig> {
 fn values_that_make_no_sense_are_named_by_flag() {
     for (flags, message) in [
         (&["--cluster-cidr=10.0.0.0"][..], "--cluster-cidr: \"10.0.0.0\" is not a CIDR"),
-        (&["--cluster-cidr=10.0.0.0/8,10.1.0.0/16"], "--cluster-cidr: "),
-        (&["--cluster-cidr=10.0.0.0/8,fd00::/8,10.1.0.0/16"], "--cluster-cidr: "),
+        (&["--cluster-cidr=10.0.0.0/8,fd00:/8,10.1.0.0/16"], "--cluster-cidr: \"fd00:/8\" is not a CIDR"),
         (&["--detect-local-mode=Magic"], "--detect-local-mode: \"Magic\" is none of"),
         (&["--detect-local-mode=BridgeInterface"], "--pod-bridge-interface: must be set"),
         (

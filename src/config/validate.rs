@@ -12,7 +12,7 @@ use super::merge::Merged;
 use super::{
     Client, Config, Conntrack, DetectLocal, Invalid, InvalidConfig, Ipvs, Logging, NodePortAddress, Servers,
 };
-use crate::cluster::{Family, Scheduler, UnknownScheduler};
+use crate::cluster::{Scheduler, UnknownScheduler};
 
 /// The longest interface name, in bytes (IFNAMSIZ - 1, linux/if.h).
 const INTERFACE_NAME_MAX: usize = 15;
@@ -158,20 +158,10 @@ fn detect_local(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) -> Dete
     }
 }
 
-/// One CIDR, or one of each family, separated by a comma.
+/// CIDRs separated by commas. kube-proxy takes one of each family; clusters that have grown have more.
 fn cluster_cidrs(value: &str, problems: &mut Problems<'_>) -> Vec<IpNet> {
-    let before = problems.found.len();
     let words = value.split(',').map(str::trim).filter(|w| !w.is_empty());
-    let cidrs: Vec<IpNet> = words.filter_map(|w| cidr("clusterCIDR", w, problems)).collect();
-    let fine = match &cidrs[..] {
-        [] | [_] => true,
-        [a, b] => Family::of_net(a) != Family::of_net(b),
-        _ => false,
-    };
-    if problems.found.len() == before && !fine {
-        problems.add("clusterCIDR", format!("{value:?} must be one CIDR, or one IPv4 and one IPv6 CIDR"));
-    }
-    cidrs
+    words.filter_map(|w| cidr("clusterCIDR", w, problems)).collect()
 }
 
 fn cidr(field: &str, word: &str, problems: &mut Problems<'_>) -> Option<IpNet> {

@@ -32,6 +32,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "killed-while-objects-change", config: usual, run: churn::killed_while_objects_change },
     Scenario { name: "ruleset-flushed", config: usual, run: restart::ruleset_flushed },
     Scenario { name: "equal-shares", config: usual, run: packets::equal_shares },
+    Scenario { name: "shares-of-a-thousand", config: usual, run: packets::shares_of_a_thousand },
+    Scenario { name: "source-ranges-exchanged", config: usual, run: packets::source_ranges_exchanged },
     Scenario { name: "many-connections-masqueraded", config: usual, run: packets::many_masqueraded },
     Scenario { name: "syn-to-dead-endpoint", config: usual, run: packets::syn_to_dead_endpoint },
     Scenario { name: "address-that-comes-and-goes", config: all_addresses, run: packets::address_later },
@@ -90,14 +92,15 @@ fn slice(service: &str, addresses: &[String]) -> Value {
     let endpoints: Vec<_> = addresses
         .iter()
         .map(|it| {
-            let node = if it.starts_with("10.128.0.") { "node1" } else { "node2" };
+            let here = ["10.128.0.", "fd00:10:128::"].iter().any(|range| it.starts_with(range));
+            let node = if here { "node1" } else { "node2" };
             json!({"addresses": [it], "nodeName": node, "conditions": {"ready": true}})
         })
         .collect();
     json!({
         "kind": "EndpointSlice",
         "metadata": {"name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}},
-        "addressType": "IPv4",
+        "addressType": if addresses.iter().any(|it| it.contains(':')) { "IPv6" } else { "IPv4" },
         "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}],
         "endpoints": endpoints,
     })

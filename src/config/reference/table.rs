@@ -33,7 +33,7 @@ pub static TABLE: &[Entry] = &[
     entry("hostnameOverride", "hostname-override", Text, Honoured, Objects, "Name of the own Node; without it this host's name, in lower case. The flag counts beside --config, too."),
 
     entry("mode", "proxy-mode", Text, Partly, Traffic, "\"nftables\" or \"ipvs\"; \"\" and \"iptables\" mean nftables here, too, with a line in the log."),
-    entry("clusterCIDR", "cluster-cidr", Text, Honoured, Traffic, "Range of pod addresses, or an IPv4 and an IPv6 range separated by a comma."),
+    entry("clusterCIDR", "cluster-cidr", Text, Honoured, Traffic, "Ranges of pod addresses, separated by commas. kube-proxy takes one of each family; here there may be more."),
     entry("detectLocalMode", "detect-local-mode", Text, Honoured, Traffic, "How traffic of this node's pods is told from outside traffic: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix."),
     entry("detectLocal.bridgeInterface", "pod-bridge-interface", Text, Honoured, Traffic, "The bridge that pods are on, for BridgeInterface."),
     entry("detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", Text, Honoured, Traffic, "What the names of pods' interfaces start with, for InterfaceNamePrefix."),
