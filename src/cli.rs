@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod api_server;
+mod check;
 mod cleanup;
 mod diff;
 mod dump;
@@ -35,6 +36,9 @@ enum Command {
     Diff(diff::Diff),
     /// Say which Service answers at an address, with which endpoints, and why. Needs no root and touches nothing.
     Explain(explain::Explain),
+    /// Say what of this host stands in the way of Services, and what to do. Exit status 0: nothing but notes, 1:
+    /// problems or warnings, 2: trouble. Changes nothing.
+    Check(check::Check),
     /// Remove the rules that sluice made from this host, and on demand those that kube-proxy left.
     Cleanup(cleanup::Cleanup),
 }
@@ -47,13 +51,14 @@ impl Command {
             Command::Dump(dump) => Some(&dump.settings),
             Command::Diff(diff) => Some(&diff.settings),
             Command::Explain(explain) => Some(&explain.settings),
+            Command::Check(check) => Some(&check.settings),
             Command::Cleanup(_) => None,
         }
     }
 }
 
-/// Runs the program. Exit status: 0, 1 for a failure (of `diff`: a difference; of `explain`: nobody answers), 2 for
-/// wrong usage (of these two: or trouble).
+/// Runs the program. Exit status: 0, 1 for a failure (of `diff`: a difference; of `explain`: nobody answers; of
+/// `check`: something was found), 2 for wrong usage (of these three: or trouble).
 pub fn main() -> ExitCode {
     let command = parse(std::env::args_os()).unwrap_or_else(|error| error.exit()).command;
     if command.settings().is_some_and(|settings| settings.flags.0.is_on("version")) {
@@ -65,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Dump(dump) => dump.execute(),
         Command::Diff(diff) => return status(diff.execute()),
         Command::Explain(explain) => return status(explain.execute()),
+        Command::Check(check) => return status(check.execute()),
         Command::Cleanup(cleanup) => cleanup.execute(),
     };
     match result {
@@ -123,7 +129,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
 fn command() -> clap::Command {
     // These take the same command line as `run`; what has no effect on them does not fill their help.
     let mut command = Cli::command();
-    for name in ["dump", "diff", "explain"] {
+    for name in ["dump", "diff", "explain", "check"] {
         command = command.mut_subcommand(name, |c| c.mut_args(flags::hide_what_forwarding_does_not_need));
     }
     command

@@ -12,6 +12,7 @@
 //! nothing before [`dataplane`] knows what an nftables set is, and only [`netlink`] talks to the kernel.
 
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -22,12 +22,15 @@ const MOST_SCALED: u64 = 1 << 20;
 /// `RTF_ADDRCONF` of `linux/ipv6_route.h`: the route came by a router advertisement.
 const RTF_ADDRCONF: u32 = 0x0004_0000;
 
-const MAX: &str = "net.netfilter.nf_conntrack_max";
+/// How many connections are tracked at most.
+pub const MAX: &str = "net.netfilter.nf_conntrack_max";
 /// Rows of the hash table; the kernel resizes it at once.
 const BUCKETS: &str = "net.netfilter.nf_conntrack_buckets";
 const IPVS_CONNTRACK: &str = "net.ipv4.vs.conntrack";
-const IPV4_FORWARD: &str = "net.ipv4.ip_forward";
-const IPV6_FORWARD: &str = "net.ipv6.conf.all.forwarding";
+/// Whether the host forwards packets.
+pub const IPV4_FORWARD: &str = "net.ipv4.ip_forward";
+/// The same for IPv6.
+pub const IPV6_FORWARD: &str = "net.ipv6.conf.all.forwarding";
 
 /// One setting and what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,12 @@ pub struct Setting {
     pub value: u64,
     /// Whether more is as good.
     pub at_least: bool,
+}
+
+impl Setting {
+    fn is_met(&self, now: u64) -> bool {
+        now == self.value || self.at_least && now > self.value
+    }
 }
 
 /// Why a setting is not what it should be.
@@ -176,7 +185,7 @@ pub fn apply_and_warn(config: &Config) {
 /// What it was, if it was changed.
 fn apply_one(setting: &Setting) -> Result<Option<u64>, Problem> {
     let now = read(setting.name).map_err(Problem::Unreadable)?;
-    if now == setting.value || setting.at_least && now > setting.value {
+    if setting.is_met(now) {
         return Ok(None);
     }
     if setting.name == IPV6_FORWARD
@@ -188,6 +197,12 @@ fn apply_one(setting: &Setting) -> Result<Option<u64>, Problem> {
         Ok(()) => Ok(Some(now)),
         Err(error) => Err(Problem::Unwritable { now, error }),
     }
+}
+
+/// The settings that are not as they should be, with what they are.
+pub fn differing(settings: &[Setting]) -> Vec<(Setting, io::Result<u64>)> {
+    let now = settings.iter().map(|setting| (*setting, read(setting.name)));
+    now.filter(|(setting, now)| !now.as_ref().is_ok_and(|now| setting.is_met(*now))).collect()
 }
 
 /// A setting's value.
@@ -246,7 +261,7 @@ fn load_ipvs() {
 }
 
 /// The host's CPUs, whatever this process may use of them: the table of connections is the host's.
-fn cpus() -> u64 {
+pub fn cpus() -> u64 {
     let online = fs::read_to_string("/sys/devices/system/cpu/online").ok();
     let counted = online.and_then(|text| count_cpus(&text));
     counted.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u64))

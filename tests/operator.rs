@@ -1,6 +1,8 @@
 //! The program as operators meet it: taking over from kube-proxy, the host's settings, rights, checks. The real binary in
 //! network namespaces of its own. Needs root, iproute2, nftables and both variants of iptables, and fails without.
 
+#[path = "operator/check.rs"]
+mod check;
 #[path = "operator/lab.rs"]
 mod lab;
 #[path = "operator/sysctl.rs"]

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::ensure;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::dump::{self, View};
 use super::logging;
-use super::settings::Settings;
+use super::settings::{Format, Settings};
 use crate::cluster::{Family, Protocol};
 use crate::forwarding::explain::{Answer, Client, Explanation, Origin, Unused, Verdict, explain};
 use crate::forwarding::{Desired, Key, Used};
@@ -55,13 +55,6 @@ pub struct Explain {
     format: Format,
     #[command(flatten)]
     pub(super) settings: Settings,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Format {
-    #[default]
-    Text,
-    Json,
 }
 
 /// A key as it is written on the command line.

@@ -81,8 +81,8 @@ fn arg(entry: &'static Entry, defaulted: &Value) -> Arg {
 /// For commands that print or compare rules.
 pub fn hide_what_forwarding_does_not_need(arg: Arg) -> Arg {
     let entry = TABLE.iter().find(|entry| entry.flag == arg.get_id().as_str());
-    let needed =
-        |e: &Entry| e.topic == Topic::Traffic || matches!(e.flag, "hostname-override" | "config" | "version");
+    let flags = ["hostname-override", "config", "version", "kubeconfig", "master"];
+    let needed = |e: &Entry| e.topic == Topic::Traffic || flags.contains(&e.flag);
     let hide = entry.is_some_and(|e| e.is_hidden() || !needed(e));
     arg.hide(hide)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::flags::Flags;
 use crate::config::merge::{self, Merged};
@@ -18,6 +18,14 @@ pub struct Settings {
     pub manifests: Option<PathBuf>,
     #[command(flatten)]
     pub flags: Flags,
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Format {
+    #[default]
+    Text,
+    Json,
 }
 
 /// A configuration file as it was read.

@@ -12,6 +12,13 @@ const ALL_FAMILIES: u8 = 0;
 pub(super) const NFTA_RULE_HANDLE: u16 = 3;
 /// `NFTA_TARGET_NAME` and `NFTA_MATCH_NAME` of `linux/netfilter/nf_tables_compat.h`.
 const NFTA_COMPAT_NAME: u16 = 1;
+/// `NFTA_MATCH_INFO`.
+const NFTA_MATCH_INFO: u16 = 3;
+/// `XT_CONNTRACK_STATE` and `XT_CONNTRACK_STATE_DNAT` of `linux/netfilter/xt_conntrack.h`.
+const XT_CONNTRACK_STATE: u16 = 1;
+const XT_CONNTRACK_STATE_DNAT: u16 = 1 << 7;
+/// `NFT_META_NFPROTO`.
+const NFT_META_NFPROTO: u32 = 15;
 /// How often the rules are read again that changed meanwhile.
 const TRIES: usize = 20;
 
@@ -31,6 +38,8 @@ pub struct Table {
     pub family: u8,
     /// Its name.
     pub name: String,
+    /// Whether it is one of iptables-legacy, which nf_tables does not know.
+    pub legacy: bool,
     /// In the kernel's order.
     pub chains: Vec<Chain>,
 }
@@ -89,6 +98,14 @@ pub enum Part {
     Mask(Vec<u8>),
     /// Compares what was loaded: whether it has to be equal, and to what.
     Compare(bool, Vec<u8>),
+    /// Loads the packet's family (`NFT_META_NFPROTO`), which nft asks for in tables of both.
+    LoadFamily,
+    /// Loads the status of the connection (`NFT_CT_STATUS`).
+    LoadStatus,
+    /// Goes on for connections whose destination is translated.
+    Translated,
+    /// Goes on for these destination ports, first and last.
+    Ports(u16, u16),
     /// Counts, remarks and the like: what lets every packet pass.
     Neutral,
     /// Anything else, by the kernel's name.
@@ -96,6 +113,19 @@ pub enum Part {
 }
 
 impl Rule {
+    /// Its expressions without those that let every packet of a family pass.
+    pub fn essence(&self) -> Vec<&Part> {
+        let mut essence = Vec::new();
+        let mut parts = self.parts.iter().filter(|part| **part != Part::Neutral);
+        while let Some(part) = parts.next() {
+            match part {
+                Part::LoadFamily => drop(parts.next()),
+                part => essence.push(part),
+            }
+        }
+        essence
+    }
+
     /// The chains that it calls.
     pub fn jumps(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
@@ -126,7 +156,8 @@ fn read_once(socket: &mut Socket) -> Result<Vec<Table>, Error> {
     let mut tables: Vec<Table> = Vec::new();
     socket.dump(&Request::dump(NFT_MSG_GETTABLE, ALL_FAMILIES), |message| -> Result<(), Error> {
         let [_, name, ..]: Attributes<'_> = message.attributes().table()?;
-        tables.push(Table { family: message.family, name: text(name)?.into(), chains: Vec::new() });
+        let name = text(name)?.into();
+        tables.push(Table { family: message.family, name, ..Table::default() });
         Ok(())
     })?;
     socket.dump(&Request::dump(NFT_MSG_GETCHAIN, ALL_FAMILIES), |message| -> Result<(), Error> {
@@ -211,14 +242,42 @@ fn part(name: &str, a: &Attributes<'_>) -> Result<Part, Malformed> {
         ),
         "bitwise" => Part::Mask(value(get(NFTA_BITWISE_MASK))?),
         "cmp" => Part::Compare(number(get(NFTA_CMP_OP))? == NFT_CMP_EQ, value(get(NFTA_CMP_DATA))?),
-        "target" => match text(get(NFTA_COMPAT_NAME))? {
-            "DNAT" | "REDIRECT" => Part::Dnat,
-            "REJECT" => Part::Reject,
-            target => Part::Other(target.into()),
-        },
-        "match" if text(get(NFTA_COMPAT_NAME))? == "comment" => Part::Neutral,
+        "target" => target(text(get(NFTA_COMPAT_NAME))?),
+        "match" => matched(text(get(NFTA_COMPAT_NAME))?, get(NFTA_MATCH_INFO).map_or(&[], |info| info.value)),
+        "meta" if number(get(NFTA_META_KEY))? == NFT_META_NFPROTO => Part::LoadFamily,
+        "ct" if number(get(NFTA_CT_KEY))? == NFT_CT_STATUS => Part::LoadStatus,
         other => Part::Other(other.into()),
     })
+}
+
+/// A target of iptables by its name.
+pub(super) fn target(name: &str) -> Part {
+    match name {
+        "DNAT" | "REDIRECT" => Part::Dnat,
+        "REJECT" => Part::Reject,
+        name => Part::Other(name.into()),
+    }
+}
+
+/// A match of iptables by its name and its data (`linux/netfilter/xt_*.h`).
+pub(super) fn matched(name: &str, data: &[u8]) -> Part {
+    let half = |at: usize| Some(u16::from_ne_bytes(data.get(at..at + 2)?.try_into().ok()?));
+    match name {
+        "comment" => Part::Neutral,
+        // struct xt_tcp and xt_udp: source ports, destination ports.
+        "tcp" | "udp" => match (half(4), half(6)) {
+            (Some(first), Some(last)) => Part::Ports(first, last),
+            _ => Part::Other(name.into()),
+        },
+        // struct xt_conntrack_mtinfo2 and 3: flags, inverted flags, states.
+        "conntrack" => match (half(146), half(148), half(150)) {
+            (Some(XT_CONNTRACK_STATE), Some(0), Some(states)) if states & XT_CONNTRACK_STATE_DNAT != 0 => {
+                Part::Translated
+            }
+            _ => Part::Other(name.into()),
+        },
+        _ => Part::Other(name.into()),
+    }
 }
 
 fn verdict(data: Option<Attribute<'_>>) -> Result<Part, Malformed> {

@@ -11,7 +11,9 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rustc_hash::FxHashMap;
 
+use super::ruleset::{self, Part};
 use crate::cluster::Family;
+use crate::dataplane::nftables::uapi::NFT_PAYLOAD_NETWORK_HEADER;
 use crate::netlink::xtables::{Info, Xtables};
 
 /// `NF_INET_*` by number, as iptables calls its chains.
@@ -78,14 +80,16 @@ fn remedy(errno: Errno) -> &'static str {
 struct Layout {
     target_offset: usize,
     next_offset: usize,
+    /// Which conditions are meant the other way around.
+    inverted: usize,
     /// `sizeof(struct ipt_entry)`.
     size: usize,
 }
 
 fn layout(family: Family) -> Layout {
     match family {
-        Family::Ipv4 => Layout { target_offset: 88, next_offset: 90, size: 112 },
-        Family::Ipv6 => Layout { target_offset: 140, next_offset: 142, size: 168 },
+        Family::Ipv4 => Layout { target_offset: 88, next_offset: 90, inverted: 83, size: 112 },
+        Family::Ipv6 => Layout { target_offset: 140, next_offset: 142, inverted: 132, size: 168 },
     }
 }
 
@@ -110,8 +114,6 @@ pub struct Entry {
     at: usize,
     /// What it does.
     pub target: Target,
-    /// Destination and mask, as in the packet.
-    pub destination: (Vec<u8>, Vec<u8>),
 }
 
 impl Entry {
@@ -125,16 +127,6 @@ impl Entry {
             Target::Goto(offset) if offset != self.end() => table.chain_at(offset),
             _ => None,
         }
-    }
-
-    /// Whether it drops.
-    pub fn drops(&self) -> bool {
-        self.target == Target::Verdict(DROP)
-    }
-
-    /// Whether it accepts.
-    pub fn accepts(&self) -> bool {
-        self.target == Target::Verdict(ACCEPT)
     }
 }
 
@@ -176,6 +168,79 @@ impl Table {
     fn chain_at(&self, offset: usize) -> Option<&str> {
         self.starts.get(&offset).and_then(|index| self.chains.get(*index)).map(|chain| &*chain.name)
     }
+}
+
+/// iptables' conditions and verdicts in the words of nf_tables, for those who only look.
+impl From<&Table> for ruleset::Table {
+    fn from(table: &Table) -> ruleset::Table {
+        let chains = table.chains.iter().map(|chain| {
+            let mut rules: Vec<ruleset::Rule> = table
+                .rules(chain)
+                .map(|entry| ruleset::Rule { handle: 0, parts: parts(table, entry) })
+                .collect();
+            let policy = rules.pop();
+            let hook = chain.built_in.then(|| ruleset::Hook {
+                kind: table.name.clone(),
+                hook: BUILT_IN.iter().position(|name| *name == chain.name).unwrap_or_default() as u32,
+                priority: priority(&table.name, &chain.name),
+                drops: policy.is_some_and(|policy| policy.parts.contains(&Part::Drop)),
+            });
+            ruleset::Chain { name: chain.name.clone(), hook, rules }
+        });
+        let chains = chains.collect();
+        ruleset::Table { family: table.family.number(), name: table.name.clone(), legacy: true, chains }
+    }
+}
+
+/// `NF_IP_PRI_*` of `linux/netfilter_ipv4.h`.
+fn priority(table: &str, chain: &str) -> i32 {
+    match (table, chain) {
+        ("raw", _) => -300,
+        ("mangle", _) => -150,
+        ("nat", "PREROUTING" | "OUTPUT") => -100,
+        ("nat", _) => 100,
+        ("security", _) => 50,
+        _ => 0,
+    }
+}
+
+fn parts(table: &Table, entry: &Entry) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let (width, base) = if table.family == Family::Ipv4 { (4, 16) } else { (16, 24) };
+    let layout = layout(table.family);
+    // Source, destination, source mask, destination mask; then interfaces, protocol and flags.
+    let header = entry.bytes.get(..layout.size).unwrap_or_default();
+    let field = |index: usize| header.get(index * width..(index + 1) * width).unwrap_or_default();
+    let given = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
+    for (index, offset, inverted) in [(0, base - width, 0x08), (1, base, 0x10)] {
+        if given(field(index + 2)) {
+            let equal = header.get(layout.inverted).is_some_and(|flags| flags & inverted == 0);
+            parts.push(Part::Load(NFT_PAYLOAD_NETWORK_HEADER, offset as u32, width as u32));
+            parts.push(Part::Mask(field(index + 2).to_vec()));
+            parts.push(Part::Compare(equal, field(index).to_vec()));
+        }
+    }
+    // A protocol alone is no hindrance to one that looks for ports; interfaces are conditions.
+    if given(header.get(4 * width..4 * width + 64).unwrap_or_default()) {
+        parts.push(Part::Other("interface".into()));
+    }
+    let mut rest = entry.bytes.get(layout.size..entry.at).unwrap_or_default();
+    // struct xt_entry_match: length, name, revision, data.
+    while let Some(name) = rest.get(2..TARGET - 1) {
+        let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
+        let Some(data) = rest.get(TARGET..length) else { break };
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        parts.push(ruleset::matched(&String::from_utf8_lossy(name), data));
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    parts.push(match &entry.target {
+        Target::Goto(_) => entry.jump(table).map_or(Part::Neutral, |chain| Part::Jump(chain.into())),
+        Target::Verdict(DROP) => Part::Drop,
+        Target::Verdict(ACCEPT) => Part::Accept,
+        Target::Verdict(_) => Part::Verdict,
+        Target::Other(name) => ruleset::target(name),
+    });
+    parts
 }
 
 /// The tables that are there, and only these: asking for others would make them.
@@ -266,11 +331,7 @@ fn parse_entry(family: Family, offset: usize, rest: &[u8]) -> Option<Entry> {
         }
         name => Target::Other(String::from_utf8_lossy(name).into_owned()),
     };
-    // Source, destination, source mask, destination mask.
-    let width = if family == Family::Ipv4 { 4 } else { 16 };
-    let part = |index: usize| bytes.get(index * width..(index + 1) * width).map(<[u8]>::to_vec);
-    let destination = (part(1)?, part(3)?);
-    Some(Entry { offset, bytes: bytes.to_vec(), at, target, destination })
+    Some(Entry { offset, bytes: bytes.to_vec(), at, target })
 }
 
 /// Takes chains out of a table, with the rules that call them, if `chains` names any for the table as it is then.

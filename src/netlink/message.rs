@@ -110,6 +110,11 @@ impl Request {
         Request::with_header(kind, NLM_F_DUMP, header)
     }
 
+    /// A request for one answer of conntrack's: message type `IPCTNL_MSG_CT_*`.
+    pub fn get_conntrack(kind: u8, family: u8) -> Request {
+        Request::new(conntrack(kind), family, 0)
+    }
+
     fn new(kind: u16, family: u8, flags: u16) -> Request {
         Request::with_header(kind, flags, &nfgenmsg(family, 0))
     }

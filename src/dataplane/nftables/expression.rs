@@ -228,7 +228,7 @@ pub enum Expression {
 
 impl Expression {
     /// The kernel's name.
-    fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         match self {
             Expression::Payload { .. } => "payload",
             Expression::Meta { .. } | Expression::SetMeta { .. } => "meta",

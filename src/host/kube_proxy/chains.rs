@@ -73,7 +73,8 @@ pub fn to_remove(chains: &[Chain<'_>]) -> BTreeSet<String> {
     chains.iter().filter(gone).map(|chain| chain.name.to_owned()).collect()
 }
 
-fn is_kube_proxys(name: &str) -> bool {
+/// Whether a chain of this name is kube-proxy's.
+pub fn is_kube_proxys(name: &str) -> bool {
     let hashed = |prefix: &str| {
         let hash = name.strip_prefix(prefix).unwrap_or_default();
         hash.len() == HASH && hash.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())

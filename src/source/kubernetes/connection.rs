@@ -66,6 +66,11 @@ impl Connection {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
+    /// The API server's host, where it is given as an address.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.current().host
+    }
+
     /// Reads address and credentials again: a refusal or a broken handshake may mean that they were replaced. What
     /// cannot be read now changes nothing.
     pub(super) async fn renew(&self) {
