@@ -89,7 +89,7 @@ fn kind(batch: &Batch, refusal: &Refusal) -> Option<u8> {
 
 /// A table of every structure, with a chain of every kind.
 fn steps() -> Vec<Step> {
-    let structure = Structure { local_detection: LocalDetection::Cidr, masquerade_all: false };
+    let structure = Structure { local_detection: LocalDetection::Cidr, ..Structure::default() };
     let chains = [Chain::Endpoints(1), Chain::Local(1), Chain::Pick(10800, 0), Chain::Sticky(1, 1)]
         .map(Step::AddChain);
     [Step::CreateTable(structure), Step::AddSet(Set::Sticky(0))].into_iter().chain(chains).collect()

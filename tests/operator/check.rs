@@ -153,7 +153,7 @@ fn forward_chains_that_drop_and_their_remedies() {
     lab.sh("nft 'add table inet fw; add chain inet fw fd { type filter hook forward priority 10; policy drop; }'");
     let remedy =
         assert_found(&lab, "forward", "warning", "chain fd of table inet fw (hook forward, priority 10)");
-    lab.sh(&format!("nft add rule inet fw fd tcp dport 22 accept"));
+    lab.sh("nft add rule inet fw fd tcp dport 22 accept");
     assert_found(&lab, "forward", "warning", "chain fd of table inet fw");
     lab.sh(remedy.split(", ").next().expect("a command"));
     assert_eq!(check(&lab, &[]), []);
