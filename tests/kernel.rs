@@ -13,6 +13,8 @@ mod errors;
 mod events;
 #[path = "kernel/incremental.rs"]
 mod incremental;
+#[path = "kernel/large.rs"]
+mod large;
 #[path = "kernel/observe.rs"]
 mod observe;
 #[path = "kernel/rehash.rs"]
@@ -23,3 +25,6 @@ mod roundtrip;
 mod sample;
 #[path = "kernel/space.rs"]
 mod space;
+#[allow(dead_code, reason = "the benches use the rest")]
+#[path = "../benches/synthetic.rs"]
+mod synthetic;

@@ -221,6 +221,33 @@ impl Socket {
         }
     }
 
+    /// Asks for as many objects as this with one request; each has an answer of its own, which goes to `read`. The
+    /// first one that is not there ends it ([`Error::Request`] with `ENOENT`).
+    pub fn request_each<E: From<Error>>(
+        &mut self,
+        request: &Request,
+        mut count: usize,
+        mut read: impl FnMut(Message<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sequence = self.ask(request)?;
+        while count > 0 {
+            let length = self.receive(MsgFlags::empty())?;
+            for header in Messages(self.buffer.get(..length).unwrap_or_default()) {
+                let header = header.map_err(Error::from)?;
+                if header.sequence != sequence {
+                    continue;
+                }
+                if matches!(header.kind, NLMSG_ERROR | NLMSG_DONE) {
+                    let errno = errno(&header).map_err(Error::from)?;
+                    return Err(Error::Request(errno.unwrap_or(Errno::ENODATA)).into());
+                }
+                read(Message::of(&header).map_err(Error::from)?)?;
+                count = count.saturating_sub(1);
+            }
+        }
+        Ok(())
+    }
+
     /// Asks for all objects; each is given to `read` as it comes. [`Error::Interrupted`] means that what was
     /// read belongs to no single moment and is to be thrown away. When `read` fails the rest is skipped.
     pub fn dump<E: From<Error>>(

@@ -327,6 +327,55 @@ pub fn all_elements(
     Err(Error::Interrupted)
 }
 
+/// How many elements are asked for at once. Each answer takes some 5 KB of the receive buffer, of which there may be
+/// 208 KiB only (`net.core.rmem_default`); more at once are no faster (6.18).
+const LOOKED_UP_AT_ONCE: usize = 32;
+
+/// Looks elements of one set up by their keys. The first one that is not there ends it ([`Error::Request`] with
+/// `ENOENT`).
+pub fn look_up<'a>(
+    socket: &mut Socket,
+    family: Family,
+    keys: impl IntoIterator<Item = &'a Element>,
+) -> Result<Vec<Element>, Error> {
+    let mut keys = keys.into_iter().peekable();
+    let Some(set) = keys.peek().map(|element| element.set()) else { return Ok(Vec::new()) };
+    in_one_generation(socket, |socket| {
+        let mut found = Vec::with_capacity(keys.size_hint().0);
+        while keys.peek().is_some() {
+            let mut request = Request::get(NFT_MSG_GETSETELEM, family.number());
+            request.string(NFTA_TABLE_NAME, TABLE);
+            request.display(NFTA_SET_ELEM_LIST_SET, set);
+            let mut count = 0;
+            request.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+                for key in keys.by_ref().take(LOOKED_UP_AT_ONCE) {
+                    element::encode(list, key, false);
+                    count += 1;
+                }
+            });
+            socket.request_each(&request, count, |message| -> Result<(), Error> {
+                visit_elements(&message, |attribute| {
+                    if let Decoded::Element(element) = element::decode(family, set, attribute)? {
+                        found.push(element);
+                    }
+                    Ok(())
+                })
+            })?;
+        }
+        Ok(found)
+    })
+}
+
+/// The elements of a message that lists some.
+fn visit_elements<'a>(
+    message: &Message<'a>,
+    mut visit: impl FnMut(Attribute<'a>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let attributes: Table<'_> = message.attributes().table()?;
+    let Some(list) = get(&attributes, NFTA_SET_ELEM_LIST_ELEMENTS) else { return Ok(()) };
+    list.nested().try_for_each(|attribute| visit(attribute?))
+}
+
 /// A dump of elements does not say that it was interrupted (no `NLM_F_DUMP_INTR`, seen on 6.18), unlike those of
 /// sets, chains and rules: only the generation tells.
 fn in_one_generation<T>(
@@ -355,10 +404,7 @@ fn dump_elements(
     let mut seen = FxHashSet::default();
     let mut total = 0;
     socket.dump(&request, |message| -> Result<(), Error> {
-        let attributes: Table<'_> = message.attributes().table()?;
-        let Some(list) = get(&attributes, NFTA_SET_ELEM_LIST_ELEMENTS) else { return Ok(()) };
-        for attribute in list.nested() {
-            let attribute = attribute?;
+        visit_elements(&message, |attribute| {
             total += 1;
             // Packets put clients into a set while it is read; one that comes twice is of no consequence.
             let twice = !seen.insert(FxBuildHasher.hash_one(attribute.value));
@@ -369,8 +415,8 @@ fn dump_elements(
                 Decoded::End(address) => bounds.push((address, true)),
                 decoded => visit(decoded),
             }
-        }
-        Ok(())
+            Ok(())
+        })
     })?;
     let settled = !matches!(set, Set::PodCidrs | Set::ServiceCidrs | Set::Sticky(_));
     if settled && count(socket, family, set)?.is_some_and(|count| count != total) {

@@ -1,0 +1,96 @@
+//! End to end: a list/watch server over TLS, the agent as a process of its own, the kernel, and connections through
+//! a node in a network namespace. Needs root and iproute2.
+//!
+//! `cargo bench --bench agent`, or with the names of some sections: `-- sizes variants bursts rollout churn`.
+//! `--quick` takes little of each. Times are from the server's write to what is seen outside: the commit as
+//! `nft monitor` sees it, and the first connection. They include the server, whose share of the two cores is as large
+//! as the agent's; so is the client's, who tries to connect all the time.
+
+#![allow(dead_code, reason = "the tests use the rest of what they share with this")]
+
+mod commits;
+mod figures;
+mod lab;
+#[path = "../../tests/packets/netns.rs"]
+mod netns;
+#[path = "../objects.rs"]
+mod objects;
+mod process;
+mod scenarios;
+mod server;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::figures::Setup;
+use crate::objects::Shape;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|it| it != "--bench").collect();
+    // `cargo test --benches` runs it too; it is no test.
+    if arguments.iter().any(|argument| argument == "--test") {
+        return ExitCode::SUCCESS;
+    }
+    netns::remove_stale();
+    let quick = arguments.iter().any(|it| it == "--quick");
+    let sections: Vec<&str> =
+        arguments.iter().map(String::as_str).filter(|it| !it.starts_with("--")).collect();
+    let wanted = |section: &str| sections.is_empty() || sections.contains(&section);
+    let run = || -> Result<()> {
+        if wanted("sizes") {
+            sizes(quick)?;
+        }
+        if wanted("variants") {
+            variants(quick)?;
+        }
+        if wanted("bursts") {
+            scenarios::bursts(&Setup::new(plain(base(quick)))?)?;
+        }
+        if wanted("rollout") {
+            scenarios::rollout(base(quick), if quick { 50 } else { 500 })?;
+        }
+        if wanted("churn") {
+            let time = Duration::from_secs(if quick { 3 } else { 60 });
+            scenarios::churn(&Setup::new(plain(base(quick)))?, time)?;
+        }
+        Ok(())
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Services where the size is not what is measured.
+fn base(quick: bool) -> u32 {
+    if quick { 1_000 } else { 10_000 }
+}
+
+fn plain(services: u32) -> Shape {
+    Shape { services, endpoints: 10, ..Shape::default() }
+}
+
+/// The whole curve.
+fn sizes(quick: bool) -> Result<()> {
+    figures::head("Services x 10");
+    let sizes: &[u32] = if quick { &[100, 1_000] } else { &[100, 1_000, 10_000, 50_000, 100_000] };
+    for services in sizes {
+        figures::row(&services.to_string(), plain(*services), quick)?;
+    }
+    Ok(())
+}
+
+/// The same with more to each Service.
+fn variants(quick: bool) -> Result<()> {
+    let plain = plain(base(quick));
+    figures::head(&format!("{} Services x 10", plain.services));
+    let balanced = Shape { load_balancer: true, ..plain };
+    figures::row("LoadBalancer: ClusterIP, two node addresses, one address", balanced, quick)?;
+    figures::row("dual stack", Shape { dual_stack: true, ..plain }, quick)?;
+    figures::row("100 with session affinity", Shape { affinity: 100, ..plain }, quick)
+}
