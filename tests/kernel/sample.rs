@@ -42,7 +42,7 @@ impl Content {
     }
 }
 
-/// Every structure.
+/// Every structure; with `SLUICE_TEST_SHORT` one for each way to tell local traffic.
 pub fn structures() -> Vec<Structure> {
     let detections = [
         LocalDetection::None,
@@ -59,7 +59,12 @@ pub fn structures() -> Vec<Structure> {
             ipvs: false,
         })
     };
-    detections.iter().flat_map(both).collect()
+    let mut all: Vec<Structure> = detections.iter().flat_map(both).collect();
+    // Under an emulated processor all of them take minutes.
+    if std::env::var_os("SLUICE_TEST_SHORT").is_some() {
+        all = all.into_iter().skip(2).step_by(3).collect();
+    }
+    all
 }
 
 fn address(family: Family, network: u8, host: u16) -> IpAddr {

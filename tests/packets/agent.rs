@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 
 use crate::netns::Namespace;
+use crate::probe::slowness;
 
 const CLUSTER_CIDR: &str = "10.128.0.0/16,fd00:10:128::/48";
 const HEALTHZ: &str = "0.0.0.0:10256";
@@ -185,10 +186,10 @@ impl Agent {
     /// Ends it in the orderly way.
     ///
     /// # Errors
-    /// When it goes on for ten seconds.
+    /// When it goes on.
     pub fn terminate(mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10) * slowness();
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);

@@ -14,12 +14,14 @@ use serde_json::Value;
 
 use crate::agent::{Agent, AgentOptions, log_tail};
 use crate::cluster::{Cluster, SENTINEL};
-use crate::probe::{Client, Protocol, Target};
+use crate::probe::{Client, Protocol, Target, slowness};
 use crate::server::runtime;
 use crate::topology::{PodNetwork, Topology};
 
 /// Longest time from a written manifest to packets that meet it.
-const SETTLE: Duration = Duration::from_secs(10);
+fn longest() -> Duration {
+    Duration::from_secs(10) * slowness()
+}
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
@@ -123,16 +125,18 @@ impl Lab {
         let target = Target { address, protocol: Protocol::Tcp };
         let client = Client { namespace: self.topology.node.clone(), source: None };
         loop {
-            let seen = runtime().block_on(client.attempts(target, 1, true, Duration::from_millis(150)))?;
+            let wait = Duration::from_millis(150) * slowness();
+            let seen = runtime().block_on(client.attempts(target, 1, true, wait))?;
             if seen.endpoints.contains_key(&wanted) {
                 return Ok(());
             }
             if let Some(agent) = &mut self.agent {
                 agent.check()?;
             }
-            if written.elapsed() > SETTLE {
+            if written.elapsed() > longest() {
                 bail!(
-                    "a change is not in effect after {SETTLE:?}: {target} should reach {wanted}, seen: {seen}"
+                    "a change is not in effect after {:?}: {target} should reach {wanted}, seen: {seen}",
+                    longest()
                 );
             }
             sleep(Duration::from_millis(3));

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -27,7 +28,18 @@ use crate::topology::is_node_address;
 /// one second: that is a refusal still.
 pub const SILENCE: Duration = Duration::from_millis(1300);
 /// Where an answer is expected: long enough for a SYN to be sent three times on a machine that is busy.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub fn patience() -> Duration {
+    Duration::from_secs(5) * slowness()
+}
+
+/// How many times longer than usual is waited for what has to come: emulated machines set `SLUICE_TEST_SLOWNESS`.
+pub fn slowness() -> u32 {
+    static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
+        let given = std::env::var("SLUICE_TEST_SLOWNESS").ok();
+        given.map_or(1, |text| text.parse().expect("SLUICE_TEST_SLOWNESS is a number"))
+    });
+    *SLOWNESS
+}
 
 /// Sockets open at once, in all cases together.
 static OPEN: Semaphore = Semaphore::const_new(1200);
@@ -39,6 +51,8 @@ pub enum Protocol {
     Tcp,
     /// A datagram, its answer.
     Udp,
+    /// An association, a line, its answer.
+    Sctp,
     /// An echo request: the target has no port.
     Icmp,
 }
@@ -56,11 +70,12 @@ impl FromStr for Target {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || anyhow!("{text}: not ADDRESS:PORT/tcp, ADDRESS:PORT/udp or ADDRESS/icmp");
+        let wrong = || anyhow!("{text}: not ADDRESS:PORT/tcp, /udp or /sctp, or ADDRESS/icmp");
         let (address, protocol) = text.rsplit_once('/').ok_or_else(wrong)?;
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
             "icmp" => {
                 let address = SocketAddr::new(address.parse().map_err(|_| wrong())?, 0);
                 return Ok(Self { address, protocol: Protocol::Icmp });
@@ -76,6 +91,7 @@ impl fmt::Display for Target {
         match self.protocol {
             Protocol::Tcp => write!(f, "{}/tcp", self.address),
             Protocol::Udp => write!(f, "{}/udp", self.address),
+            Protocol::Sctp => write!(f, "{}/sctp", self.address),
             Protocol::Icmp => write!(f, "{}/icmp", self.address.ip()),
         }
     }
@@ -263,12 +279,18 @@ impl Client {
         let (kind, protocol) = match target.protocol {
             Protocol::Tcp => (SockType::Stream, None),
             Protocol::Udp => (SockType::Datagram, None),
+            Protocol::Sctp => (SockType::Stream, Some(SockProtocol::Sctp)),
             Protocol::Icmp if v4 => (SockType::Datagram, Some(SockProtocol::Icmp)),
             Protocol::Icmp => (SockType::Datagram, Some(SockProtocol::IcmpV6)),
         };
         let unspecified =
             if v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-        let address = self.source.unwrap_or(unspecified);
+        let address = match self.source {
+            Some(address) => address,
+            // An association tells its peer all addresses that its socket is bound to.
+            None if target.protocol == Protocol::Sctp => routed_source(unspecified, target.address)?,
+            None => unspecified,
+        };
         if address.is_ipv4() != v4 {
             bail!("a flow from {address} to {target} mixes the families");
         }
@@ -279,6 +301,14 @@ impl Client {
             if target.protocol == Protocol::Tcp {
                 setsockopt(&socket, sockopt::ReuseAddr, &true)?;
             }
+            if target.protocol == Protocol::Sctp {
+                // Else an ICMP error is remembered, and the attempt goes on.
+                if v4 {
+                    setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+                } else {
+                    setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+                }
+            }
             match bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, port))) {
                 Ok(()) => return Ok(socket),
                 Err(Errno::EADDRINUSE) => {}
@@ -287,6 +317,13 @@ impl Client {
         }
         bail!("no free source port for {target}")
     }
+}
+
+/// The address that the routes choose for a socket that is bound to none.
+fn routed_source(unspecified: IpAddr, target: SocketAddr) -> Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind((unspecified, 0))?;
+    socket.connect(target).with_context(|| format!("a route to {target}"))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 fn next_port() -> u16 {
@@ -367,7 +404,8 @@ impl Session {
         let ended = State::Ended(Outcome::Timeout);
         let State::Unconnected(socket) = std::mem::replace(&mut self.state, ended) else { return Ok(()) };
         let connected = match self.target.protocol {
-            Protocol::Tcp => {
+            // To poll, read and write an association of this style is as a stream.
+            Protocol::Tcp | Protocol::Sctp => {
                 let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
                 match timeout_at(deadline, socket.connect(self.target.address)).await {
                     Ok(stream) => stream.map(|stream| State::Tcp(BufReader::new(stream))),
@@ -393,7 +431,7 @@ impl Session {
         Ok(State::Udp(socket))
     }
 
-    /// Closes with a reset, so that neither a socket nor a conntrack entry waits two minutes.
+    /// Closes with a reset or an abort, so that neither a socket nor a conntrack entry waits two minutes.
     fn abort(self) {
         if let State::Tcp(stream) = self.state {
             let _ = stream.get_ref().set_zero_linger();

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use crate::case::{Case, Conntrack, Counter, Expect, Flow, Http, Step};
 use crate::lab::Lab;
 use crate::not_covered::HTTP_CHECKS;
-use crate::probe::{Client, Observation, Outcome, PATIENCE, SILENCE, Session, Source, http_get};
+use crate::probe::{Client, Observation, Outcome, SILENCE, Session, Source, http_get, patience, slowness};
 use crate::server::runtime;
 use crate::topology::Topology;
 
@@ -72,7 +72,7 @@ pub fn run(lab: &mut Lab, case: &Case, repeats: usize) -> Result<()> {
         for attempt in 0..=repeats {
             if attempt > 0 {
                 LATE.fetch_add(1, Ordering::Relaxed);
-                sleep(Duration::from_millis(250));
+                sleep(Duration::from_millis(250) * slowness());
             }
             (pending, mismatches) = check_all(&lab.topology, pending, in_order, &mut sessions)?;
             if pending.is_empty() {
@@ -190,7 +190,7 @@ fn client(topology: &Topology, from: &str) -> Result<Client> {
 }
 
 async fn check_flow(index: usize, client: Client, flow: Box<Flow>, session: Option<Session>) -> Finished {
-    let wait = if flow.expect.outcomes.contains(&Outcome::Timeout) { SILENCE } else { PATIENCE };
+    let wait = if flow.expect.outcomes.contains(&Outcome::Timeout) { SILENCE } else { patience() };
     let mut kept = None;
     let seen = match &flow.session {
         None => client.attempts(flow.to, flow.tries, flow.sequential, wait).await,

@@ -5,7 +5,6 @@ mod loopback;
 mod packets;
 mod restart;
 
-use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Map, Value, json};
@@ -13,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::agent::{AgentOptions, Source};
 use crate::case::Case;
 use crate::lab::Lab;
-use crate::probe::{Client, Observation, PATIENCE, Session};
+use crate::probe::{Client, Observation, Session, patience};
 use crate::run;
 use crate::server::runtime;
 
@@ -124,7 +123,7 @@ fn client(lab: &Lab, name: &str) -> Result<Client> {
 }
 
 fn observe(lab: &Lab, from: &str, to: &str, tries: usize) -> Result<Observation> {
-    runtime().block_on(client(lab, from)?.attempts(to.parse()?, tries, false, PATIENCE))
+    runtime().block_on(client(lab, from)?.attempts(to.parse()?, tries, false, patience()))
 }
 
 fn session(lab: &Lab, from: &str, to: &str) -> Result<Session> {
@@ -139,7 +138,7 @@ fn check(lab: &mut Lab, flows: &str) -> Result<()> {
 }
 
 fn ask(session: &mut Session) -> Result<String> {
-    match runtime().block_on(session.ask(Duration::from_secs(2))) {
+    match runtime().block_on(session.ask(patience())) {
         Ok(answer) => Ok(answer.endpoint.to_string()),
         Err(outcome) => bail!("the open connection: {outcome}"),
     }

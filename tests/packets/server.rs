@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::cmsg_space;
 use nix::libc::{in_pktinfo, in6_pktinfo};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
     SockaddrStorage, bind, listen, recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
@@ -50,8 +50,9 @@ impl Servers {
         for &port in ports {
             for wildcard in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
                 let address = SocketAddr::new(wildcard, port);
-                let (stream, datagram) = namespace
-                    .enter(|| Ok((bound(address, SockType::Stream)?, bound(address, SockType::Datagram)?)))?;
+                let (stream, datagram) = namespace.enter(|| {
+                    Ok((bound(address, SockType::Stream, None)?, bound(address, SockType::Datagram, None)?))
+                })?;
                 let listener = tokio::net::TcpListener::from_std(TcpListener::from(stream))?;
                 tasks.spawn(serve_tcp(listener));
                 let socket = tokio::net::UdpSocket::from_std(UdpSocket::from(datagram))?;
@@ -60,11 +61,27 @@ impl Servers {
         }
         Ok(Self { _tasks: tasks })
     }
+
+    /// Answers associations to each of `addresses`: one to a wildcard would be told all addresses of the namespace.
+    ///
+    /// # Errors
+    /// On a kernel without SCTP, or when an address is taken.
+    pub fn start_sctp(namespace: &Namespace, addresses: &[SocketAddr]) -> Result<Self> {
+        let mut tasks = JoinSet::new();
+        let _context = runtime().enter();
+        for &address in addresses {
+            let socket = namespace.enter(|| bound(address, SockType::Stream, Some(SockProtocol::Sctp)))?;
+            let listener = tokio::net::TcpListener::from_std(TcpListener::from(socket))?;
+            tasks.spawn(serve_tcp(listener));
+        }
+        Ok(Self { _tasks: tasks })
+    }
 }
 
-fn bound(address: SocketAddr, kind: SockType) -> Result<OwnedFd> {
+fn bound(address: SocketAddr, kind: SockType, protocol: Option<SockProtocol>) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket(family, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket(family, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, protocol)
+        .with_context(|| format!("this kernel has no {:?}", protocol.unwrap_or(SockProtocol::Tcp)))?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     if address.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;

@@ -12,7 +12,7 @@
 //!       10.128.0.64/26  .128/26        .192/26
 //! ```
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
 
@@ -51,7 +51,7 @@ pub struct Topology {
     /// The other nodes, their pods and the default gateway.
     pub remote: Namespace,
     // Servers end before their namespaces go.
-    _servers: Vec<Servers>,
+    servers: Vec<Servers>,
     _namespaces: NamespaceSet,
 }
 
@@ -87,7 +87,24 @@ impl Topology {
         for namespace in [&node, &remote] {
             servers.push(Servers::start(namespace, &[NODE_PORT])?);
         }
-        Ok(Self { node, ext, pods, remote, _servers: servers, _namespaces: namespaces })
+        Ok(Self { node, ext, pods, remote, servers, _namespaces: namespaces })
+    }
+
+    /// Starts servers of SCTP, on port 8080 of each pod's own address and of the first of node2's pods.
+    ///
+    /// # Errors
+    /// On a kernel without SCTP.
+    pub fn serve_sctp(&mut self) -> Result<()> {
+        let at = |addresses: [String; 2]| {
+            addresses.iter().map(|it| Ok(SocketAddr::new(it.parse()?, 8080))).collect::<Result<Vec<_>>>()
+        };
+        for (index, pod) in self.pods.iter().enumerate() {
+            let (address, _, address6, _) = pod_addresses(index);
+            self.servers.push(Servers::start_sctp(pod, &at([address, address6])?)?);
+        }
+        let remote = ["10.128.1.1", "fd00:10:128:1::1"].map(str::to_owned);
+        self.servers.push(Servers::start_sctp(&self.remote, &at(remote)?)?);
+        Ok(())
     }
 
     /// The namespace that a case calls by this name.
@@ -129,12 +146,15 @@ fn prepare(namespace: &Namespace) -> Result<()> {
         // A refusal that a rate limit eats looks like silence.
         ("net/ipv4/icmp_ratelimit", "0"),
         ("net/ipv4/icmp_ratemask", "0"),
-        ("net/ipv4/icmp_msgs_per_sec", "1000000"),
-        ("net/ipv4/icmp_msgs_burst", "1000000"),
         ("net/ipv6/icmp/ratelimit", "0"),
         // A ping without a raw socket.
         ("net/ipv4/ping_group_range", "0 2147483647"),
-    ])
+    ])?;
+    let limits = [("net/ipv4/icmp_msgs_per_sec", "1000000"), ("net/ipv4/icmp_msgs_burst", "1000000")];
+    // A namespace has these since 6.13; before, the machine has.
+    namespace.sysctl(&limits).or_else(|_| {
+        limits.iter().try_for_each(|(key, value)| Ok(std::fs::write(format!("/proc/sys/{key}"), value)?))
+    })
 }
 
 fn lan_links(node: &Namespace, ext: &Namespace, remote: &Namespace) -> String {

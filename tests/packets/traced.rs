@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::events::{self, Batch, Universe};
 use crate::netns::Namespace;
-use crate::probe::{self, Client, Observation, Outcome, PATIENCE, SILENCE, Source, Target};
+use crate::probe::{self, Client, Observation, Outcome, SILENCE, Source, Target, patience};
 use crate::server::{Servers, runtime};
 use crate::topology::{POD_PORTS, PodNetwork, Topology, is_node_address};
 use crate::tracer::{Packet, Tables, Trace};
@@ -278,7 +278,7 @@ fn outcome(flow: &Flow) -> Outcome {
 
 /// Tries until every endpoint has answered, as long as that can be expected.
 async fn observe(flow: &Flow) -> Result<Observation> {
-    let wait = if outcome(flow) == Outcome::Timeout { SILENCE } else { PATIENCE };
+    let wait = if outcome(flow) == Outcome::Timeout { SILENCE } else { patience() };
     let Trace::Forwarded(to) = &flow.trace else {
         return flow.client.attempts(flow.target, 1, false, wait).await;
     };

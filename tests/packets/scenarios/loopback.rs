@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{apply, ask, observe, service, session, slice};
 use crate::lab::Lab;
-use crate::probe::{Outcome, Source};
+use crate::probe::{Outcome, Source, slowness};
 
 const PORTS: [&str; 2] = ["127.0.0.1:32300/tcp", "[::1]:32300/tcp"];
 const ENDPOINTS: [&str; 2] = ["10.128.1.1:8080", "[fd00:10:128:1::1]:8080"];
@@ -125,7 +125,7 @@ fn objects() -> Vec<serde_json::Value> {
 
 /// Ports are opened and closed just after the rules.
 fn until(lab: &Lab, port: &str, wanted: Outcome) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10) * slowness();
     loop {
         let seen = observe(lab, "host", port, 1)?;
         if seen.outcomes.contains_key(&wanted) {

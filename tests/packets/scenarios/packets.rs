@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use super::{apply, check, client, observe, remote_pods, service, session, slice};
 use crate::lab::Lab;
-use crate::probe::{Observation, Source};
+use crate::probe::{Observation, Source, slowness};
 use crate::server::runtime;
 
 /// Each endpoint gets its share, before and after a change, in both families; two services with the same endpoints do not
@@ -268,16 +268,16 @@ pub fn syn_to_dead_endpoint(lab: &mut Lab) -> Result<()> {
 pub fn address_later(lab: &mut Lab) -> Result<()> {
     apply(lab, &[service("a", "10.96.227.1", Some(32270)), slice("a", &remote_pods(1))])?;
     // Shorter than the time after which addresses are looked at without being told.
-    const PATIENCE: Duration = Duration::from_secs(20);
+    let patience = Duration::from_secs(20) * slowness();
     let named = |lab: &Lab| anyhow::Ok(lab.rules()?.iter().any(|line| line.contains("198.18.0.77")));
     if named(lab)? {
         bail!("the address is in rules before it is there");
     }
     let until = |what: &str, done: &dyn Fn() -> Result<bool>| {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         while !done()? {
             if Instant::now() > deadline {
-                bail!("not within {PATIENCE:?}: {what}");
+                bail!("not within {patience:?}: {what}");
             }
             thread::sleep(Duration::from_millis(20));
         }

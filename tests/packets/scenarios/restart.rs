@@ -12,7 +12,7 @@ use super::{apply, ask, check, remote_pods, service, session, slice};
 use crate::cluster::SENTINEL;
 use crate::lab::Lab;
 use crate::netns::Namespace;
-use crate::probe::Session;
+use crate::probe::{Session, slowness};
 
 /// An open connection goes on, and the restart writes nothing: between the end of the old agent and the first
 /// change for the new one, that change is all that the kernel reports.
@@ -104,8 +104,8 @@ pub fn ruleset_flushed(lab: &mut Lab) -> Result<()> {
         // No object changes: nothing but the loss itself can make the agent write.
         let begun = Instant::now();
         while lab.footprint()? != before {
-            if begun.elapsed() > Duration::from_secs(10) {
-                bail!("the rules are not back after ten seconds: {:?}", lab.footprint()?);
+            if begun.elapsed() > Duration::from_secs(10) * slowness() {
+                bail!("the rules are not back after {:?}: {:?}", begun.elapsed(), lab.footprint()?);
             }
         }
         Ok(())
@@ -172,12 +172,12 @@ impl Monitor {
             command.spawn().context("start nft monitor")
         })?;
         // It says nothing when it listens.
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500) * slowness());
         Ok(Self { child })
     }
 
     fn stop(mut self) -> Result<String> {
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(200) * slowness());
         self.child.kill()?;
         let mut text = String::new();
         if let Some(stdout) = &mut self.child.stdout {
