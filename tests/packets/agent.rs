@@ -39,6 +39,11 @@ pub struct AgentOptions {
 }
 
 impl AgentOptions {
+    /// Whether the agent runs in mode ipvs.
+    pub fn ipvs(&self) -> bool {
+        self.config.get("mode").is_some_and(|mode| mode == "ipvs")
+    }
+
     /// The command line in a lab's directory; the configuration file is written there.
     ///
     /// # Errors
@@ -87,6 +92,7 @@ fn flags(config: &Map<String, Value>) -> Result<Vec<String>> {
     ];
     for (key, value) in flatten(config) {
         let flag = match key.as_str() {
+            "mode" => "--proxy-mode",
             "clusterCIDR" => {
                 cluster_cidr = value;
                 continue;

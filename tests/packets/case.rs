@@ -323,7 +323,10 @@ pub fn read_all(directory: &Path) -> Result<Vec<(String, Case)>> {
                 bail!("{}: the name {} is there twice", path.display(), case.name);
             }
             cases.push((stem.clone(), case));
-            if let Some(in_ipv6) = ipv6::translated(&value) {
+            // SCTP has a case of its own for IPv6: servers are on few addresses.
+            if stem != "sctp"
+                && let Some(in_ipv6) = ipv6::translated(&value)
+            {
                 in_both.push((format!("v6::{stem}"), read(&in_ipv6)?));
             }
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
@@ -98,12 +99,56 @@ impl Lab {
         self.start_agent()
     }
 
+    /// The same objects in the other mode, on a kernel as the agent left it.
+    ///
+    /// # Errors
+    /// When it does not end, or not start.
+    pub fn switch_mode(&mut self) -> Result<()> {
+        let mode = if self.options.ipvs() { "nftables" } else { "ipvs" };
+        self.take_agent()?.terminate()?;
+        self.options.config.insert(String::from("mode"), Value::from(mode));
+        self.start_agent()
+    }
+
     /// Another configuration, on a kernel without any rules.
     fn reconfigure(&mut self, options: AgentOptions) -> Result<()> {
         self.take_agent()?.terminate()?;
-        self.topology.node.output("nft", &["flush", "ruleset"])?;
+        self.wipe()?;
         self.options = options;
         self.begin()
+    }
+
+    /// Removes all rules, and what mode ipvs has besides.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn wipe(&self) -> Result<()> {
+        if self.options.ipvs() {
+            self.topology.node.output(&self.options.binary.to_string_lossy(), &["cleanup"])?;
+        }
+        self.topology.node.output("nft", &["flush", "ruleset"])?;
+        Ok(())
+    }
+
+    /// The virtual services of IPVS and the addresses of kube-ipvs0; nothing where the kernel has no IPVS.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn virtual_services(&self) -> Result<BTreeSet<String>> {
+        self.topology.node.enter(|| {
+            let mut found = BTreeSet::new();
+            // Lines of virtual services begin with the protocol, those of their destinations with an arrow.
+            let services = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
+            let lines =
+                services.lines().map(|line| line.split_whitespace().take(3).collect::<Vec<_>>().join(" "));
+            found.extend(lines.filter(|line| ["TCP", "UDP", "SCTP"].iter().any(|it| line.starts_with(it))));
+            let addresses =
+                Command::new("ip").args(["-o", "address", "show", "dev", "kube-ipvs0"]).output()?;
+            for line in String::from_utf8_lossy(&addresses.stdout).lines() {
+                found.extend(line.split_whitespace().nth(3).map(|it| format!("kube-ipvs0 {it}")));
+            }
+            Ok(found)
+        })
     }
 
     /// Writes the objects and waits until packets meet them: the sentinel's new endpoints, written last, answer at
@@ -189,6 +234,10 @@ impl Lab {
                 }
             }
         }
+        for kind in ["TCP", "UDP", "SCTP", "kube-ipvs0"] {
+            let count = self.virtual_services()?.iter().filter(|it| it.starts_with(kind)).count();
+            counts.insert(format!("{kind} in IPVS"), count);
+        }
         Ok(counts)
     }
 
@@ -200,7 +249,7 @@ impl Lab {
     pub fn rules(&self) -> Result<BTreeSet<String>> {
         let listing: Value =
             serde_json::from_str(&self.topology.node.output("nft", &["-j", "list", "ruleset"])?)?;
-        let mut lines = BTreeSet::new();
+        let mut lines = self.virtual_services()?;
         for item in listing["nftables"].as_array().into_iter().flatten() {
             for (kind, object) in item.as_object().into_iter().flatten() {
                 let is_ours =
@@ -242,6 +291,11 @@ impl Lab {
         self.keep_directory = true;
         let rules = self.directory.join("ruleset.nft");
         let listing = self.topology.node.output("nft", &["list", "ruleset"]);
+        let ipvs = self
+            .topology
+            .node
+            .enter(|| Ok(fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default()));
+        let listing = listing.and_then(|text| Ok(text + &ipvs?));
         let written = listing.and_then(|text| fs::write(&rules, text).map_err(Into::into));
         let rules = match written {
             Ok(()) => rules.display().to_string(),
@@ -296,7 +350,11 @@ pub fn take(options: AgentOptions) -> Result<Lab> {
     let waiting = {
         let mut pool = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let same = pool.iter().position(|lab| lab.options == options);
-        let similar = || pool.iter().rposition(|lab| lab.options.source == options.source);
+        let similar = || {
+            let alike =
+                |lab: &Lab| lab.options.source == options.source && lab.options.ipvs() == options.ipvs();
+            pool.iter().rposition(alike)
+        };
         same.or_else(similar).map(|index| pool.swap_remove(index))
     };
     match waiting {

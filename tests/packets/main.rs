@@ -14,6 +14,7 @@ mod cluster;
 #[allow(dead_code)] // Other tests use the rest.
 mod events;
 mod ipv6;
+mod ipvs_differences;
 mod lab;
 mod netns;
 mod not_covered;
@@ -31,15 +32,18 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use serde_json::Value;
+
 use crate::agent::{AgentOptions, Source};
 use crate::case::Case;
+use crate::ipvs_differences::IPVS_DIFFERENCES;
 use crate::lab::Lab;
 use crate::not_covered::{HTTP_CHECKS, NOT_COVERED};
-use crate::scenarios::SCENARIOS;
+use crate::scenarios::{IPVS_SCENARIOS, SCENARIOS};
 
 /// Cases run beside each other, each in a lab of its own: they mostly wait.
 const THREADS: usize = 4;
@@ -81,6 +85,8 @@ fn trials() -> Result<Vec<Trial>> {
         let cases = cases.iter().filter(move |(file, _)| source.1.is_empty() || !file.starts_with("v6::"));
         cases.cloned().map(move |case| (source, case))
     };
+    // IPVS does not depend on where objects come from.
+    let in_ipvs: Vec<Trial> = cases.iter().map(|(file, case)| ipvs_trial(file, case)).collect();
     let cases = sources.into_iter().flat_map(each).map(|((source, prefix), (file, case))| {
         let name = case.name.clone();
         let repeats = if is_covered(&name) { REPEATS } else { 0 };
@@ -94,7 +100,31 @@ fn trials() -> Result<Vec<Trial>> {
     });
     let scenarios = SCENARIOS.iter().map(|scenario| trial("scenarios", scenario.name, || scenario.run()));
     let traced = std::iter::once(trial("scenarios", "traced-clusters", traced::run));
-    Ok(traced.chain(scenarios).chain(cases).collect())
+    let scenarios_in_ipvs = IPVS_SCENARIOS
+        .iter()
+        .map(|scenario| trial("ipvs::scenarios", scenario.name, || scenario.run()).with_ignored_flag(true));
+    Ok(traced.chain(scenarios).chain(scenarios_in_ipvs).chain(cases).chain(in_ipvs).collect())
+}
+
+/// The case in mode ipvs: `make vm` runs these, with --include-ignored. What is listed as different has to be.
+fn ipvs_trial(file: &str, case: &Case) -> Trial {
+    let mut case = case.clone();
+    let mode = case.config.entry("mode").or_insert_with(|| Value::from("ipvs"));
+    let ipvs = mode == "ipvs";
+    let name = case.name.clone();
+    let sctp = file == "sctp";
+    let run = move || {
+        let reason = IPVS_DIFFERENCES.iter().find(|(it, _)| *it == case.name).map(|(_, reason)| reason);
+        let repeats = if reason.is_some() { 0 } else { REPEATS };
+        match (run_case(&case, Source::Manifests, repeats, sctp), reason) {
+            (Ok(()), Some(reason)) => {
+                bail!("passes in mode ipvs, though it is listed as different: {reason}")
+            }
+            (Err(error), None) => Err(error),
+            _ => Ok(()),
+        }
+    };
+    trial(&format!("ipvs::{file}"), &name, run).with_ignored_flag(ipvs)
 }
 
 fn only_http(case: &Case) -> bool {

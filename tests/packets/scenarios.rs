@@ -5,7 +5,6 @@ mod loopback;
 mod packets;
 mod restart;
 
-
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 
@@ -45,6 +44,14 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "interface-that-comes-later", config: late_interface, run: packets::interface_later },
 ];
 
+/// In mode ipvs, which needs a kernel that has it.
+pub const IPVS_SCENARIOS: &[Scenario] = &[
+    Scenario { name: "restart-under-traffic", config: ipvs, run: restart::restart_under_traffic },
+    Scenario { name: "rules-stay-without-agent", config: ipvs, run: restart::rules_stay_without_agent },
+    Scenario { name: "killed-while-objects-change", config: ipvs, run: churn::killed_while_objects_change },
+    Scenario { name: "mode-switched-and-back", config: usual, run: restart::mode_switched_and_back },
+];
+
 impl Scenario {
     /// Runs it, in a lab that is removed afterwards.
     ///
@@ -60,6 +67,10 @@ impl Scenario {
 
 fn usual() -> Value {
     json!({})
+}
+
+fn ipvs() -> Value {
+    json!({"mode": "ipvs"})
 }
 
 fn all_addresses() -> Value {

@@ -40,7 +40,7 @@ pub fn killed_while_objects_change(lab: &mut Lab) -> Result<()> {
     apply(lab, &[service("last", "10.96.223.250", None), slice("last", &remote_pods(2))])?;
     let survived = lab.rules()?;
     lab.take_agent()?.terminate()?;
-    lab.topology.node.output("nft", &["flush", "ruleset"])?;
+    lab.wipe()?;
     lab.start_agent()?;
     lab.settle()?;
     let fresh = lab.rules()?;

@@ -126,6 +126,34 @@ pub fn ruleset_flushed(lab: &mut Lab) -> Result<()> {
     )
 }
 
+/// The agent starts again in mode ipvs, and then in nftables: the connections that each finds go on, and after the second
+/// switch nothing of IPVS is left.
+pub fn mode_switched_and_back(lab: &mut Lab) -> Result<()> {
+    apply(lab, &[service("a", "10.96.225.1", Some(32130)), slice("a", &remote_pods(2))])?;
+    let flows = "\
+- {from: pod2, to: '10.96.225.1:80/tcp', expect: {endpoints: ['10.128.1.1:8080', '10.128.1.2:8080'], source: kept}}
+- {from: ext, to: '198.18.0.11:32130/tcp', expect: {endpoints: ['10.128.1.1:8080', '10.128.1.2:8080'], source: node}}";
+    let before = lab.footprint()?;
+    for to_ipvs in [true, false] {
+        let mut open =
+            [session(lab, "pod2", "10.96.225.1:80/tcp")?, session(lab, "ext", "198.18.0.11:32130/tcp")?];
+        under_traffic(&mut open, || {
+            lab.switch_mode()?;
+            lab.settle()?;
+            Ok(())
+        })?;
+        check(lab, flows)?;
+        if lab.virtual_services()?.is_empty() == to_ipvs {
+            bail!("virtual services in mode nftables, or none in mode ipvs: {:?}", lab.virtual_services()?);
+        }
+    }
+    let after = lab.footprint()?;
+    if before != after {
+        bail!("before {before:?}\nafter {after:?}");
+    }
+    Ok(())
+}
+
 /// Runs `work` while every connection is asked every ten milliseconds; returns the number of answers.
 fn under_traffic<T>(open: &mut [Session], work: impl FnOnce() -> Result<T>) -> Result<(usize, T)> {
     let mut endpoints = Vec::new();

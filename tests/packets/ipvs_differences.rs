@@ -1,0 +1,4 @@
+//! What mode ipvs does differently because IPVS forces it: deploy/IPVS.md tells users of it.
+
+/// `(case, the reason)`. The cases run all the same and have to differ.
+pub const IPVS_DIFFERENCES: &[(&str, &str)] = &[];
