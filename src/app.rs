@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use crate::config::Config;
 use crate::dataplane::DataPlane;
 use crate::netlink::AddressChanges;
 use crate::reconcile::{Reconciler, Report};
@@ -24,11 +25,13 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// Reconciles until the source ends or a signal comes. The rules stay.
 ///
 /// Commits are at least `min_sync_period` apart: the first change after a quiet time is written at once, those that
-/// come meanwhile are written together when the period is over.
+/// come meanwhile are written together when the period is over. What comes by `configs` replaces the reconciler's
+/// configuration, and that period.
 pub async fn run<D: DataPlane>(
     mut reconciler: Reconciler<D>,
     mut source: mpsc::Receiver<Batch>,
-    min_sync_period: Duration,
+    mut min_sync_period: Duration,
+    mut configs: mpsc::Receiver<Config>,
 ) {
     let mut terminate = match signals() {
         Ok(signals) => signals,
@@ -66,6 +69,10 @@ pub async fn run<D: DataPlane>(
                     schedule.complete |= batch.synced;
                     reconciler.apply(batch.changes);
                 }
+            }
+            Some(config) = configs.recv() => {
+                min_sync_period = config.min_sync_period;
+                reconciler.reconfigure(config);
             }
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             _ = drift.tick(), if schedule.watches_for_drift() => {

@@ -14,6 +14,7 @@ mod dump;
 mod explain;
 mod flags;
 mod logging;
+mod reload;
 mod run;
 mod servers;
 mod settings;

@@ -197,6 +197,21 @@ pub struct View {
 }
 
 impl Config {
+    /// Whether another configuration needs nothing but another look at the objects: neither another data plane, nor
+    /// other servers, nor another source. Settings of the kernel are not looked at.
+    pub fn differs_in_traffic_only(&self, other: &Config) -> bool {
+        let relays = |config: &Config| config.node_port_addresses.contains(&NodePortAddress::Localhost);
+        let period = |config: &Config| config.ipvs.as_ref().map(|_| config.sync_period);
+        self.node_name == other.node_name
+            && self.client == other.client
+            && self.servers == other.servers
+            && self.ipvs == other.ipvs
+            && self.oom_score_adj == other.oom_score_adj
+            && self.logging == other.logging
+            && relays(self) == relays(other)
+            && period(self) == period(other)
+    }
+
     /// What holds now, for the objects in the index and the host's own addresses.
     pub fn view(&self, index: &Index, host_addresses: &[IpAddr]) -> View {
         let mut notices = Vec::new();

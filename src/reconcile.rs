@@ -73,6 +73,12 @@ impl<D: DataPlane> Reconciler<D> {
         self.reporting.status.wait_for_node(true);
     }
 
+    /// Another configuration for the same node: the next sync is a full one.
+    pub fn reconfigure(&mut self, config: Config) {
+        self.config = config;
+        self.forget();
+    }
+
     /// What the first sync waits for, of the own Node.
     pub fn missing_node(&self) -> Option<&'static str> {
         match self.index.node() {

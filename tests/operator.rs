@@ -1,10 +1,19 @@
 //! The program as operators meet it: taking over from kube-proxy, the host's settings, rights, checks. The real binary in
 //! network namespaces of its own. Needs root, iproute2, nftables and both variants of iptables, and fails without.
 
+#[path = "apiserver/server.rs"]
+#[allow(dead_code)]
+mod apiserver;
 #[path = "operator/check.rs"]
 mod check;
 #[path = "operator/lab.rs"]
 mod lab;
+#[path = "operator/reload.rs"]
+mod reload;
+#[path = "operator/replay.rs"]
+mod replay;
+#[path = "operator/rights.rs"]
+mod rights;
 #[path = "operator/sysctl.rs"]
 mod sysctl;
 #[path = "operator/takeover.rs"]

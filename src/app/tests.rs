@@ -123,7 +123,7 @@ async fn the_first_commit_waits_for_the_node_and_its_address() {
         assert_eq!(done(), 2);
         drop(tx);
     };
-    tokio::join!(run(reconciler, rx, Duration::ZERO), source);
+    tokio::join!(run(reconciler, rx, Duration::ZERO, mpsc::channel(1).1), source);
 }
 
 /// When commits come, in tenths of a second, if Services come at `changes`.
@@ -140,7 +140,7 @@ async fn commits(min_sync_period: Duration, changes: &[u64]) -> Vec<u64> {
         tokio::time::sleep(Duration::from_secs(60)).await;
         drop(tx);
     };
-    tokio::join!(run(reconciler(plane).0, rx, min_sync_period), source);
+    tokio::join!(run(reconciler(plane).0, rx, min_sync_period, mpsc::channel(1).1), source);
     let times = times.lock().unwrap();
     times.iter().map(|at| (at.duration_since(start).as_millis() as u64 + 50) / 100).collect()
 }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -12,6 +11,7 @@ use tracing::{info, warn};
 
 use super::api_server;
 use super::logging;
+use super::reload;
 use super::servers;
 use super::settings::{File, Settings};
 use crate::app;
@@ -31,8 +31,6 @@ use crate::takeover;
 
 /// How many batches of changes may wait for the reconcile loop.
 const QUEUE: usize = 64;
-/// How often the configuration file is looked at. The files of a ConfigMap take a minute to change, anyway.
-const FILE_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -126,7 +124,7 @@ impl Run {
                 metrics: config.servers.metrics.unwrap_or(running::METRICS),
             };
             tokio::spawn(after_first_sync.run(reporting.status.clone()));
-            let min_sync_period = config.min_sync_period;
+            let (min_sync_period, followed) = (config.min_sync_period, config.clone());
             let relay = config.node_port_addresses.contains(&NodePortAddress::Localhost);
             let relay = relay.then(|| Arc::new(Relay::new(reporting.metrics.clone())));
             let mut reconciler = Reconciler::new(config, plane, reporting);
@@ -141,35 +139,17 @@ impl Run {
                 Ok(cleaner) => reconciler.clean_conntrack(cleaner),
                 Err(error) => warn!(%error, "stale connections are not deleted"),
             }
-            let result = tokio::select! {
-                () = app::run(reconciler, rx, min_sync_period) => Ok(()),
-                path = self.file_changed(file) => Err(anyhow::anyhow!("{path} changed; ending to be started anew")),
+            let (sender, configs) = mpsc::channel(1);
+            let anew = tokio::select! {
+                () = app::run(reconciler, rx, min_sync_period, configs) => false,
+                () = reload::follow(&self.settings, file, followed, sender) => true,
             };
             source.abort();
-            result
+            if anew {
+                reload::start_anew()?;
+            }
+            Ok(())
         })
-    }
-
-    /// Ends when the configuration file has other content that makes sense, as kube-proxy does. What makes no sense is
-    /// no reason to end: the next start would fail.
-    pub(super) async fn file_changed(&self, file: Option<File>) -> String {
-        let Some(mut file) = file else { return std::future::pending().await };
-        let path = file.path.display().to_string();
-        loop {
-            tokio::time::sleep(FILE_INTERVAL).await;
-            // While a ConfigMap's folder is replaced there may be no file.
-            let Ok(text) = std::fs::read_to_string(&file.path) else { continue };
-            if text == file.text {
-                continue;
-            }
-            file.text = text;
-            match self.settings.config(Some(&file)) {
-                Ok(_) => return path,
-                Err(error) => {
-                    warn!("{path} changed and cannot be used; the old configuration stays: {error:#}")
-                }
-            }
-        }
     }
 }
 

@@ -136,23 +136,3 @@ fn help_shows_what_matters() {
     }
     assert!(!explain.contains("--feature-gates"), "{explain}");
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_changed_file_ends_the_process_if_it_makes_sense() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("config.conf");
-    let header = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-    let write = |body: &str| std::fs::write(&path, format!("{header}{body}")).expect("it can be written");
-    write("mode: nftables\n");
-    let run = run(&format!("kube-proxy --config={}", path.display())).expect("a command line");
-    let file = run.settings.file().expect("it can be read");
-    let mut changed = std::pin::pin!(run.file_changed(file));
-    let hour = Duration::from_secs(3600);
-    assert!(tokio::time::timeout(hour, &mut changed).await.is_err(), "nothing changed");
-    write("mode: magic\n");
-    assert!(tokio::time::timeout(hour, &mut changed).await.is_err(), "nonsense");
-    std::fs::remove_file(&path).expect("it can be removed");
-    assert!(tokio::time::timeout(hour, &mut changed).await.is_err(), "no file");
-    write("mode: nftables\nclusterCIDR: 10.0.0.0/8\n");
-    assert_eq!(tokio::time::timeout(hour, &mut changed).await, Ok(path.display().to_string()));
-}

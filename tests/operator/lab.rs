@@ -127,6 +127,11 @@ impl Lab {
         self.agent = Some(command.stderr(log).stdout(Stdio::null()).spawn().expect("the agent starts"));
     }
 
+    /// Whether the agent is still the process that was started.
+    pub fn is_running(&mut self) -> bool {
+        self.agent.as_mut().is_some_and(|agent| agent.try_wait().expect("its state").is_none())
+    }
+
     /// Ends the agent as a node does.
     pub fn stop(&mut self) {
         let mut agent = self.agent.take().expect("an agent");

@@ -74,7 +74,7 @@ pub static TABLE: &[Entry] = &[
     entry("", "log-text-info-buffer-size", Text, Silent, Logs, "See logging.options."),
     entry("", "log-text-split-stream", Bool, Silent, Logs, "See logging.options."),
 
-    entry("", "config", Text, Honoured, Process, "Path of a KubeProxyConfiguration file; flags with a field in it are then ignored, but for --hostname-override and those about logs. When it changes, the process ends, to be started anew."),
+    entry("", "config", Text, Honoured, Process, "Path of a KubeProxyConfiguration file; flags with a field in it are then ignored, but for --hostname-override and those about logs. Changes take effect by themselves, with the rules in place all the while; content that makes no sense changes nothing."),
     entry("", "write-config-to", Text, Honoured, Process, "Write the configuration with all defaults to this file and exit."),
     entry("", "cleanup", Bool, Honoured, Process, "Remove the rules and exit, as `sluice cleanup` does; under the name kube-proxy and with --takeover also what kube-proxy left."),
     entry("", "init-only", Bool, Honoured, Process, "Set what of the kernel needs more than CAP_NET_ADMIN (conntrack, forwarding), and exit: for a privileged init container. Without the flag it is tried, too, and one warning says what could not be set."),
