@@ -7,7 +7,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
-use crate::dataplane::DataPlane;
+use crate::dataplane::{DataPlane, ipvs};
 use crate::netlink::AddressChanges;
 use crate::reconcile::{Reconciler, Report};
 use crate::source::Batch;
@@ -42,7 +42,7 @@ pub async fn run<D: DataPlane>(
     };
     let mut drift = interval(DRIFT_INTERVAL);
     // Before the first look, so that no change falls between them.
-    let mut address_changes = AddressChanges::open()
+    let mut address_changes = AddressChanges::open(ipvs::model::DEVICE)
         .inspect_err(|error| warn!(%error, "changes of the host's addresses are seen only every 5 s"))
         .ok();
     let mut addresses =

@@ -19,7 +19,8 @@ use tracing::{debug, warn};
 
 use self::kernel::Kernel;
 use self::model::{Step, Timeouts, VirtualService};
-use self::plan::{Bounds, Plan, State};
+use self::plan::{Bounds, Plan};
+use self::state::State;
 use super::DataPlane;
 use super::nftables::model::{Element, Verdict};
 use super::nftables::translation::{Host, Translation};
@@ -32,8 +33,11 @@ use crate::netlink;
 pub mod decode;
 pub mod encode;
 pub mod kernel;
+pub mod leftovers;
+pub mod memory;
 pub mod model;
 pub mod plan;
+pub mod state;
 mod text;
 mod uapi;
 
@@ -174,7 +178,7 @@ impl Ipvs {
 /// Removes what sluice made in IPVS and on its device, and with `kube_proxy` also what kube-proxy made there, whatever
 /// connections there are; says what there was. Does not have the kernel load IPVS.
 pub fn cleanup(kube_proxy: bool) -> Result<Vec<String>, Error> {
-    if !std::path::Path::new("/proc/net/ip_vs").exists() {
+    if !is_loaded() {
         return Ok(Vec::new());
     }
     let mut kernel = Kernel::open()?;
@@ -190,6 +194,11 @@ pub fn cleanup(kube_proxy: bool) -> Result<Vec<String>, Error> {
         removed.push(format!("the device {}", model::DEVICE));
     }
     Ok(removed)
+}
+
+/// Whether the kernel has IPVS in use or ready.
+fn is_loaded() -> bool {
+    std::path::Path::new("/proc/thread-self/net/ip_vs").exists()
 }
 
 fn seconds(time: Option<Duration>) -> u32 {
@@ -293,33 +302,22 @@ impl DataPlane for Ipvs {
             return Ok(());
         }
         let start = Instant::now();
-        let mut steps = Vec::new();
-        let mut kept = Vec::new();
-        for (key, waiting) in self.state.terminating.clone() {
-            let there = self.kernel.destinations(&key)?;
-            let mut gone = Vec::new();
-            for (destination, limit) in waiting {
-                match there.get(&destination) {
-                    Some(found) if found.active + found.inactive > 0 && start < limit => continue,
-                    Some(_) => gone.push(Step::DeleteDestination(key, destination)),
-                    None => {}
-                }
-                self.state.revive(&key, &destination);
-            }
-            let done = !self.state.terminating.contains_key(&key) && self.state.lingering.contains_key(&key);
-            if done {
-                steps.push(Step::DeleteService(key));
-                kept.extend(self.state.forget(key));
-            } else {
-                steps.append(&mut gone);
-            }
-        }
-        let tables = self.tables.plan_keeping(&Changes::default(), &kept);
-        let (_, addresses) = plan::addresses(&tables);
-        steps.extend(addresses.into_iter().map(Step::DeleteAddress));
-        self.apply(&Plan { before: Vec::new(), tables, after: steps })?;
+        self.look_after_terminating()?;
         // However many there are, looking at them takes at most a twentieth of the time.
         self.tended = Instant::now() + start.elapsed() * 20;
         Ok(())
+    }
+}
+
+impl Ipvs {
+    /// Deletes destinations without new connections that have none left, whenever that was done last.
+    pub fn look_after_terminating(&mut self) -> Result<(), Error> {
+        let start = Instant::now();
+        let Ipvs { state, kernel, .. } = self;
+        let (mut steps, kept) = state.tend(start, |key| kernel.destinations(key))?;
+        let tables = self.tables.plan_keeping(&Changes::default(), &kept);
+        let (_, addresses) = plan::addresses(&tables);
+        steps.extend(addresses.into_iter().map(Step::DeleteAddress));
+        self.apply(&Plan { before: Vec::new(), tables, after: steps })
     }
 }

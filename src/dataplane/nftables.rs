@@ -15,6 +15,7 @@ use self::model::{Set, Step};
 use self::plan::{Observed, ObservedTable, Plan, Usage};
 use self::translation::Translation;
 use super::DataPlane;
+use super::ipvs::leftovers::Leftovers;
 use crate::cluster::Family;
 use crate::forwarding::{Adopted, Changes, Desired, SetChange, Settings};
 use crate::netlink::{self, Socket};
@@ -97,6 +98,16 @@ pub struct Nftables {
     settings: Settings,
     /// Whether the kernel counts elements (6.18), so that large tables can be read by look-ups.
     counts: bool,
+    /// What mode ipvs left, once somebody has looked.
+    leftovers: Looked<Leftovers>,
+}
+
+/// Something to be looked for once.
+#[derive(Debug)]
+enum Looked<T> {
+    NotYet,
+    Found(T),
+    Done,
 }
 
 impl Nftables {
@@ -111,6 +122,7 @@ impl Nftables {
             unverified: None,
             settings: Settings::default(),
             counts: false,
+            leftovers: Looked::NotYet,
         })
     }
 
@@ -333,6 +345,26 @@ impl DataPlane for Nftables {
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn tend(&mut self) -> Result<(), Error> {
+        let result = match &mut self.leftovers {
+            Looked::Done => return Ok(()),
+            Looked::NotYet => {
+                Leftovers::open().map(|found| found.map_or(Looked::Done, Looked::Found)).map(Some)
+            }
+            Looked::Found(leftovers) => leftovers.remove().map(|done| done.then_some(Looked::Done)),
+        };
+        match result {
+            Ok(Some(state)) => self.leftovers = state,
+            Ok(None) => {}
+            // The rules do not need it.
+            Err(error) => {
+                warn!(%error, "what mode ipvs left cannot be removed; the next start tries again");
+                self.leftovers = Looked::Done;
+            }
+        }
+        Ok(())
     }
 
     fn disturbed(&mut self) -> Result<bool, Error> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
@@ -24,13 +25,16 @@ const SETTLE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct AddressChanges {
     socket: AsyncFd<OwnedFd>,
+    /// The device whose addresses do not count.
+    except: &'static str,
     /// When the change that was seen is to be reported.
     due: Option<Instant>,
 }
 
 impl AddressChanges {
-    /// Starts to listen; needs no privilege. What changes after this is reported. Needs a tokio runtime with I/O.
-    pub fn open() -> Result<AddressChanges, Error> {
+    /// Starts to listen; needs no privilege. What changes after this is reported, but for the addresses of one device.
+    /// Needs a tokio runtime with I/O.
+    pub fn open(except: &'static str) -> Result<AddressChanges, Error> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let protocol = SockProtocol::NetlinkRoute;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).map_err(Error::Open)?;
@@ -42,7 +46,7 @@ impl AddressChanges {
                                       descriptor; an OwnedFd does neither"
         )]
         let socket = AsyncFd::with_interest(socket, Interest::READABLE).map_err(open)?;
-        Ok(AddressChanges { socket, due: None })
+        Ok(AddressChanges { socket, except, due: None })
     }
 
     /// Waits for the next change; several that come shortly after another are one. May be dropped and called again
@@ -76,14 +80,19 @@ impl AddressChanges {
         }
     }
 
-    /// Reads until there is nothing; whether there was anything.
+    /// Reads until there is nothing; whether there was anything that counts.
     fn take_all(&self) -> Result<bool, Error> {
         let mut any = false;
-        // The content is cut off, since it is not looked at.
-        let mut buffer = [0; 16];
+        let except = if_nametoindex(self.except).unwrap_or(0);
+        // `struct nlmsghdr` and `struct ifaddrmsg`, which ends with the device; the rest is cut off.
+        let mut buffer = [0; 24];
         loop {
             match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(_) | Err(Errno::ENOBUFS) => any = true,
+                Ok(_) => {
+                    let [.., a, b, c, d] = buffer;
+                    any |= u32::from_ne_bytes([a, b, c, d]) != except;
+                }
+                Err(Errno::ENOBUFS) => any = true,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(any),
                 Err(errno) => return Err(Error::Receive(errno)),

@@ -14,8 +14,8 @@ use sluice::netlink::Socket;
 use super::sample::{Content, content, structures};
 use super::space::{commit, in_new_namespace, ip, nft};
 
-fn observed_elements(socket: &mut Socket, family: Family) -> BTreeSet<Element> {
-    let sets: Vec<Set> = schema::sets(&Structure::default()).collect();
+fn observed_elements(socket: &mut Socket, family: Family, structure: &Structure) -> BTreeSet<Element> {
+    let sets: Vec<Set> = schema::sets(structure).collect();
     let decoded = all_elements(socket, family, &sets, 20).unwrap();
     let element = |decoded| match decoded {
         Decoded::Element(element) => element,
@@ -44,7 +44,7 @@ fn what_is_written_is_observed() {
                 commit(&[(family, steps)]);
                 assert_eq!(difference(&mut socket, family, &content), None);
                 let written: BTreeSet<Element> = content.elements.iter().cloned().collect();
-                assert_eq!(observed_elements(&mut socket, family), written);
+                assert_eq!(observed_elements(&mut socket, family, &content.structure), written);
             }
         }
     });
@@ -63,7 +63,7 @@ fn what_nft_loads_from_the_text_is_observed_as_the_same() {
             }
             assert_eq!(difference(&mut socket, family, &content), None);
             let written: BTreeSet<Element> = content.elements.iter().cloned().collect();
-            assert_eq!(observed_elements(&mut socket, family), written);
+            assert_eq!(observed_elements(&mut socket, family, &content.structure), written);
         }
     });
 }

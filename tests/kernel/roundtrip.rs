@@ -18,7 +18,7 @@ fn assert_content(family: Family, content: &Content) {
     let mut socket = Socket::open().unwrap();
     let observed = observe(&mut socket, family).unwrap().unwrap();
     assert_eq!(observed.difference(family, &content.structure, &content.chains, &content.sets), None);
-    let sets: Vec<Set> = schema::sets(&Structure::default()).collect();
+    let sets: Vec<Set> = schema::sets(&content.structure).collect();
     let read = all_elements(&mut socket, family, &sets, 20).unwrap();
     let read: BTreeSet<Element> = read
         .into_iter()

@@ -53,10 +53,10 @@ pub fn structures() -> Vec<Structure> {
         LocalDetection::InterfacePrefix("fifteen-letters".to_owned()),
     ];
     let both = |local_detection| {
-        [false, true].map(|masquerade_all| Structure {
+        [(false, false), (true, false), (false, true)].map(|(masquerade_all, ipvs)| Structure {
             local_detection: Clone::clone(local_detection),
             masquerade_all,
-            ipvs: false,
+            ipvs,
         })
     };
     let mut all: Vec<Structure> = detections.iter().flat_map(both).collect();
@@ -134,6 +134,9 @@ pub fn content(family: Family, structure: Structure) -> Content {
         for (host, net) in sources.iter().enumerate() {
             elements.push(Element::AllowedSource(key(20 + host as u16, protocol, port), *net));
         }
+    }
+    if structure.ipvs {
+        elements.extend([10, 11].map(|host| Element::IpvsAddress(address(family, 96, host))));
     }
     Content {
         structure,

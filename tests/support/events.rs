@@ -8,8 +8,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use rustc_hash::FxHashSet;
 use sluice::cluster::{
-    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Index, ObjectName, Protocol, Service,
-    ServicePort, TrafficPolicy,
+    Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Index, ObjectName, Protocol,
+    Scheduler, Service, ServicePort, TrafficPolicy,
 };
 use sluice::dataplane::nftables::model::{Chain, Element, Key, LOCAL_OFFSET, Verdict};
 use sluice::dataplane::nftables::plan::{Observed, ObservedTable};
@@ -120,10 +120,26 @@ fn service(universe: Universe) -> impl Strategy<Value = Service> {
         // Some of these are ClusterIPs of other Services.
         addresses("10.96.0.", "fd00:203::", universe.external + 1, 2),
         ranges,
-        (policy(), policy(), prop::option::weighted(0.3, prop::sample::select(vec![5u32, 60]))),
+        (
+            policy(),
+            policy(),
+            prop::option::weighted(0.3, prop::sample::select(vec![5u32, 60])),
+            prop::option::weighted(
+                0.2,
+                prop::sample::select(vec![Scheduler::Wlc, Scheduler::Dh, Scheduler::Ovf]),
+            ),
+        ),
     )
         .prop_map(
-            |((ip, families, created), ports, node_port, lb, external, ranges, (ext, int, affinity))| {
+            |(
+                (ip, families, created),
+                ports,
+                node_port,
+                lb,
+                external,
+                ranges,
+                (ext, int, affinity, scheduler),
+            )| {
                 let (v4, v6) = (format!("10.96.0.{ip}"), format!("fd00:10:96::{ip}"));
                 let cluster_ips: Vec<IpAddr> = match families {
                     0 => vec![v4],
@@ -155,6 +171,7 @@ fn service(universe: Universe) -> impl Strategy<Value = Service> {
                     external_policy: ext,
                     internal_policy: int,
                     affinity,
+                    scheduler,
                     ..Service::new(ObjectName::new("", ""), cluster_ips, ports)
                 }
             },
@@ -207,6 +224,7 @@ fn endpoint(pods: u8) -> impl Strategy<Value = (u8, Endpoint)> {
 }
 
 /// An empty index and what is desired for it.
+#[allow(dead_code, reason = "tests/ipvs.rs starts otherwise")]
 pub fn start() -> (Index, Desired) {
     let index = Index::new("node1");
     let (desired, _) = Desired::from_scratch(&index, node(), settings());

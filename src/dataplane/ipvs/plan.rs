@@ -11,19 +11,16 @@
 //! So whatever works goes on: an endpoint comes before another goes, and what is deleted gets no packets any more.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::IpNet;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 
 use super::kernel::Observed;
-use super::model::{Key, ObservedService, Step, Timeouts, VirtualService, virtual_service};
-use crate::cluster::{Protocol, Scheduler};
+use super::model::{Key, ObservedService, Step, Timeouts, VirtualService};
+use super::state::{LIMIT, Phases, State};
 use crate::dataplane::nftables;
-use crate::forwarding::{Changes, Desired, Frontend, SetChange};
-
-/// How long a destination that went may keep connections. As kube-proxy's `rsGracefulDeletePeriod`.
-pub const LIMIT: Duration = Duration::from_secs(15 * 60);
+use crate::forwarding::{Changes, Desired, SetChange};
 
 /// The ports that the API server gives NodePorts by default.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
@@ -48,176 +45,6 @@ impl Plan {
     /// How many steps there are.
     pub fn len(&self) -> usize {
         self.before.len() + self.tables.len() + self.after.len()
-    }
-}
-
-/// What is known of the kernel's state beside the desired state.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// The scheduler of Services that ask for none.
-    pub default: Scheduler,
-    /// Schedulers that the kernel does not have.
-    pub lacking: FxHashSet<Scheduler>,
-    /// Destinations without new connections, with the time until which they may keep those they have.
-    pub terminating: FxHashMap<Key, FxHashMap<SocketAddr, Instant>>,
-    /// Virtual services that are there only for such destinations.
-    pub lingering: FxHashMap<Key, VirtualService>,
-    /// Those of them whose frontend is gone, so that nothing else keeps the address on the device.
-    pub kept: FxHashSet<Key>,
-}
-
-/// Steps by when they are taken.
-#[derive(Debug, Default)]
-struct Phases {
-    services: Vec<Step>,
-    early: Vec<Step>,
-    late: Vec<Step>,
-    retired: Vec<Step>,
-    deleted: Vec<Step>,
-}
-
-impl Phases {
-    /// Puts addresses and tables between.
-    fn plan(
-        self,
-        device: Vec<Step>,
-        add: Vec<IpAddr>,
-        tables: nftables::plan::Plan,
-        delete: Vec<IpAddr>,
-    ) -> Plan {
-        let mut before = device;
-        before.extend(self.services);
-        before.extend(add.into_iter().map(Step::AddAddress));
-        before.extend(self.early);
-        let mut after = self.late;
-        after.extend(self.retired);
-        after.extend(self.deleted);
-        after.extend(delete.into_iter().map(Step::DeleteAddress));
-        Plan { before, tables, after }
-    }
-}
-
-impl State {
-    /// What IPVS is to do for a frontend, with a scheduler that the kernel has.
-    fn wanted(&self, frontend: &Frontend) -> Option<(VirtualService, Vec<SocketAddr>)> {
-        let (mut service, target) = virtual_service(frontend, self.default)?;
-        service.scheduler = self.available(service.scheduler);
-        let mut endpoints: Vec<SocketAddr> = target.endpoints().map(|(_, endpoint)| endpoint).collect();
-        endpoints.sort_unstable();
-        Some((service, endpoints))
-    }
-
-    /// The scheduler, or one in its place that the kernel has.
-    pub fn available(&self, scheduler: Scheduler) -> Scheduler {
-        let has = |scheduler: &Scheduler| !self.lacking.contains(scheduler);
-        [scheduler, self.default].into_iter().find(has).unwrap_or_default()
-    }
-
-    /// Takes new connections from a destination: its connections stay, unless it is better that they end.
-    fn retire(
-        &mut self,
-        key: Key,
-        service: &VirtualService,
-        destination: SocketAddr,
-        limit: Instant,
-        steps: &mut Vec<Step>,
-    ) {
-        // dh always chooses the same destination, even when it takes no connections.
-        if key.protocol == Protocol::Udp || service.scheduler == Scheduler::Dh {
-            steps.push(Step::DeleteDestination(key, destination));
-        } else {
-            steps.push(Step::SetWeight(key, destination, 0));
-            self.terminating.entry(key).or_default().insert(destination, limit);
-        }
-    }
-
-    /// Ends the waiting for a destination; says whether it was waited for.
-    pub fn revive(&mut self, key: &Key, destination: &SocketAddr) -> bool {
-        let Some(destinations) = self.terminating.get_mut(key) else { return false };
-        let known = destinations.remove(destination).is_some();
-        if destinations.is_empty() {
-            self.terminating.remove(key);
-        }
-        known
-    }
-
-    /// What a virtual service that is no longer needed leaves behind: itself, while a destination has connections.
-    fn end(&mut self, key: Key, service: VirtualService, mut retired: Vec<Step>, phases: &mut Phases) {
-        if self.terminating.contains_key(&key) {
-            self.lingering.insert(key, service);
-            phases.retired.append(&mut retired);
-        } else {
-            self.lingering.remove(&key);
-            // Its destinations go with it.
-            phases.deleted.push(Step::DeleteService(key));
-        }
-    }
-
-    /// What one changed frontend needs; gives whether its address is kept, or no longer, without a frontend.
-    fn change(
-        &mut self,
-        key: Key,
-        before: Option<&Frontend>,
-        after: Option<&Frontend>,
-        limit: Instant,
-        phases: &mut Phases,
-    ) -> Option<(IpAddr, SetChange)> {
-        let old = before.and_then(|frontend| self.wanted(frontend));
-        let new = after.and_then(|frontend| self.wanted(frontend));
-        let there = old.as_ref().map(|(service, _)| *service).or_else(|| self.lingering.get(&key).copied());
-        let old_endpoints = old.map(|(_, endpoints)| endpoints).unwrap_or_default();
-        match (there, new) {
-            (there, Some((service, endpoints))) => {
-                match there {
-                    None => phases.services.push(Step::AddService(key, service)),
-                    Some(there) if there != service => phases.services.push(Step::SetService(key, service)),
-                    Some(_) => {}
-                }
-                // Until the tables let it pass there is no hurry, and they do more than that.
-                let adds = if old_endpoints.is_empty() { &mut phases.late } else { &mut phases.early };
-                let reweigh = there.is_some_and(|there| there.weight() != service.weight());
-                for endpoint in &endpoints {
-                    let weight = service.weight();
-                    if old_endpoints.binary_search(endpoint).is_ok() {
-                        if reweigh {
-                            adds.push(Step::SetWeight(key, *endpoint, weight));
-                        }
-                    } else if self.revive(&key, endpoint) {
-                        adds.push(Step::SetWeight(key, *endpoint, weight));
-                    } else {
-                        adds.push(Step::AddDestination(key, *endpoint, weight));
-                    }
-                }
-                self.lingering.remove(&key);
-                for endpoint in old_endpoints.iter().filter(|e| endpoints.binary_search(e).is_err()) {
-                    self.retire(key, &service, *endpoint, limit, &mut phases.retired);
-                }
-            }
-            (Some(service), None) => {
-                let mut retired = Vec::new();
-                for endpoint in &old_endpoints {
-                    self.retire(key, &service, *endpoint, limit, &mut retired);
-                }
-                if !self.lingering.contains_key(&key) {
-                    self.end(key, service, retired, phases);
-                }
-            }
-            (None, None) => {}
-        }
-        self.keep(key, self.lingering.contains_key(&key) && after.is_none())
-    }
-
-    fn keep(&mut self, key: Key, keep: bool) -> Option<(IpAddr, SetChange)> {
-        match keep {
-            true => self.kept.insert(key).then_some((key.address, SetChange::Added)),
-            false => self.kept.remove(&key).then_some((key.address, SetChange::Removed)),
-        }
-    }
-
-    /// A virtual service that lingered is gone.
-    pub fn forget(&mut self, key: Key) -> Option<(IpAddr, SetChange)> {
-        self.lingering.remove(&key);
-        self.keep(key, false)
     }
 }
 
@@ -295,7 +122,7 @@ pub fn plan(
         for (destination, found) in there.into_iter().flat_map(|service| &service.destinations) {
             if endpoints.binary_search(destination).is_err() {
                 let limit = limit(&key, destination);
-                retire_found(state, key, &service, *destination, *found, limit, &mut phases.retired);
+                retire_found(state, key, &service, *destination, *found, (now, limit), &mut phases.retired);
             }
         }
     }
@@ -312,7 +139,7 @@ pub fn plan(
         let mut retired = Vec::new();
         for (destination, found) in &there.destinations {
             let limit = limit(key, destination);
-            retire_found(state, *key, &service, *destination, *found, limit, &mut retired);
+            retire_found(state, *key, &service, *destination, *found, (now, limit), &mut retired);
         }
         state.end(*key, service, retired, &mut phases);
         if state.lingering.contains_key(key) && desired.frontend(key).is_none() {
@@ -376,17 +203,17 @@ fn compare(
     }
 }
 
-/// A destination that was found and should not be: idle it goes at once.
+/// A destination that was found and should not be: idle, or when its time is over, it goes at once.
 fn retire_found(
     state: &mut State,
     key: Key,
     service: &VirtualService,
     destination: SocketAddr,
     found: super::model::Destination,
-    limit: Instant,
+    (now, limit): (Instant, Instant),
     steps: &mut Vec<Step>,
 ) {
-    if found.active == 0 && found.inactive == 0 {
+    if found.active == 0 && found.inactive == 0 || limit <= now {
         steps.push(Step::DeleteDestination(key, destination));
         return;
     }

@@ -334,8 +334,9 @@ pub fn rules(family: Family, chain: Chain, structure: &Structure) -> Vec<Rule> {
         Chain::PreroutingUnclaimed | Chain::OutputUnclaimed => vec![new().goto(Chain::Unclaimed)],
         Chain::Unclaimed => unclaimed(family, structure),
         Chain::Special => special(family, structure),
-        // Conntrack does not know what IPVS translates as such.
-        Chain::Postrouting if structure.ipvs => vec![new().goto(Chain::AfterDnat)],
+        // Conntrack does not know what IPVS translates as such. A reset that refuses a connection comes here, too, and
+        // has to keep its source.
+        Chain::Postrouting if structure.ipvs => vec![new().original_direction().goto(Chain::AfterDnat)],
         Chain::Postrouting => vec![new().translated().goto(Chain::AfterDnat)],
         Chain::AfterDnat => after_dnat(family, structure),
         Chain::MasqueradeExternal => masquerade_external(family),

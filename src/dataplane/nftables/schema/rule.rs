@@ -187,6 +187,14 @@ impl Rule {
         self
     }
 
+    /// `ct direction original`: not an answer, nor a refusal of ours.
+    pub(super) fn original_direction(mut self) -> Rule {
+        self.say(format_args!("ct direction original"));
+        self.expressions.push(Expression::Ct { key: NFT_CT_DIRECTION, direction: None, to: Register::FIRST });
+        self.compare(true, Data::new(&[IP_CT_DIR_ORIGINAL]));
+        self
+    }
+
     /// `masquerade fully-random`.
     pub(super) fn masquerade(mut self) -> Rule {
         self.say(format_args!("masquerade fully-random"));

@@ -70,12 +70,12 @@ fn structures() -> Vec<Structure> {
         LocalDetection::Bridge("cni0".into()),
         LocalDetection::InterfacePrefix("veth".into()),
     ];
-    let one = |local_detection: &LocalDetection, masquerade_all| Structure {
+    let one = |local_detection: &LocalDetection, masquerade_all, ipvs| Structure {
         local_detection: local_detection.clone(),
         masquerade_all,
-        ipvs: false,
+        ipvs,
     };
-    detections.iter().flat_map(|d| [one(d, false), one(d, true)]).collect()
+    detections.iter().flat_map(|d| [one(d, false, false), one(d, true, false), one(d, false, true)]).collect()
 }
 
 #[test]

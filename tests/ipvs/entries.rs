@@ -1,0 +1,152 @@
+//! Entries of others, of an earlier run and of kube-proxy; endpoints that went.
+
+use sluice::config;
+use sluice::dataplane::DataPlane;
+use sluice::dataplane::ipvs::cleanup;
+use sluice::dataplane::nftables::Nftables;
+use sluice::forwarding::Desired;
+
+use super::events::{node, settings};
+use super::space::run;
+use super::world::{Agent, endpoints, entries, no_service, on_node, plane, plane_with, service};
+
+fn ipvsadm(line: &str) {
+    run("ipvsadm", &line.split_whitespace().collect::<Vec<_>>(), "");
+}
+
+fn devices() -> String {
+    run("ip", &["-brief", "address", "show"], "")
+}
+
+#[test]
+fn another_directors_entries_stay_through_sync_change_and_cleanup() {
+    on_node(|| {
+        ipvsadm("-A -t 198.18.0.90:6443 -s wlc");
+        ipvsadm("-a -t 198.18.0.90:6443 -r 192.0.2.1:6443 -m");
+        ipvsadm("-A -f 7 -s rr");
+        ipvsadm("-A -u 198.18.0.11:30999 -s rr");
+        let foreign = |lines: Vec<String>| {
+            lines
+                .into_iter()
+                .filter(|line| !line.contains("10.96.0.10") && !line.contains(":30080"))
+                .collect::<Vec<_>>()
+        };
+        let before = foreign(entries(""));
+        assert_eq!(before.len(), 4);
+        let (mut agent, _) = Agent::start(plane(), vec![service(|_| {}), endpoints(&["10.128.0.1"])]);
+        agent.change([endpoints(&["10.128.0.2"])]);
+        agent.resync();
+        agent.change([no_service()]);
+        assert_eq!(
+            foreign(entries("")).len(),
+            3,
+            "but kube-proxy's NodePort goes, since there is its device"
+        );
+        agent.change([service(|_| {})]);
+        assert!(entries("").len() > 3);
+        cleanup(false).unwrap();
+        assert_eq!(
+            entries(""),
+            before.into_iter().filter(|line| !line.contains("30999")).collect::<Vec<_>>()
+        );
+    });
+}
+
+#[test]
+fn stale_entries_of_an_earlier_run_go_and_those_in_excluded_ranges_stay() {
+    on_node(|| {
+        let (agent, _) = Agent::start(plane(), vec![service(|_| {}), endpoints(&["10.128.0.1"])]);
+        drop(agent);
+        // kube-proxy's have no mark; their addresses are on its device.
+        run("ip", &["address", "add", "10.96.0.66/32", "dev", "kube-ipvs0"], "");
+        run("ip", &["address", "add", "10.97.0.1/32", "dev", "kube-ipvs0"], "");
+        for line in [
+            "-A -t 10.96.0.66:80 -s rr",
+            "-a -t 10.96.0.66:80 -r 10.128.0.9:80 -m",
+            "-A -t 10.97.0.1:1 -s rr",
+        ] {
+            ipvsadm(line);
+        }
+        let config =
+            config::Ipvs { exclude_cidrs: vec!["10.97.0.0/16".parse().unwrap()], ..config::Ipvs::default() };
+        let (mut agent, _) = Agent::start(plane_with(config), vec![]);
+        assert_eq!(entries(""), ["-A -t 10.97.0.1:1 -s rr"]);
+        assert!(devices().contains("10.97.0.1/32") && !devices().contains("10.96.0."), "{}", devices());
+        assert!(agent.resync().is_empty());
+    });
+}
+
+#[test]
+fn weight_scheduler_flags_and_timeout_are_put_right() {
+    on_node(|| {
+        let objects = || vec![service(|_| {}), endpoints(&["10.128.0.1"])];
+        let right = {
+            Agent::start(plane(), objects());
+            entries("")
+        };
+        for line in [
+            "-e -t 10.96.0.10:80 -r 10.128.0.1:8080 -m -w 0",
+            "-E -t 10.96.0.10:80 -s sh -p 77",
+            "-e -t 198.18.0.11:30080 -r 10.128.0.1:8080 -m -w 7",
+            "-d -t 198.18.0.11:30080 -r 10.128.0.1:8080",
+            "-D -t 10.96.0.10:80",
+        ] {
+            ipvsadm(line);
+            assert_ne!(entries(""), right, "{line}");
+            let (mut agent, _) = Agent::start(plane(), objects());
+            assert_eq!(entries(""), right, "{line}");
+            assert!(agent.resync().is_empty(), "{line}");
+        }
+        run("ip", &["link", "delete", "kube-ipvs0"], "");
+        let (mut agent, _) = Agent::start(plane(), objects());
+        assert!(devices().contains("10.96.0.10/32"), "{}", devices());
+        run("ip", &["link", "delete", "kube-ipvs0"], "");
+        assert!(agent.plane.disturbed().unwrap(), "it is missed at once");
+    });
+}
+
+#[test]
+fn an_address_that_the_host_has_anyway_is_not_put_on_the_device() {
+    on_node(|| {
+        run("ip", &["address", "add", "203.0.113.9/32", "dev", "lan"], "");
+        let external = |service: &mut sluice::cluster::Service| {
+            service.external_ips =
+                ["203.0.113.9", "203.0.113.10", "198.18.0.11"].map(|a| a.parse().unwrap()).to_vec();
+        };
+        let (mut agent, _) = Agent::start(plane(), vec![service(external), endpoints(&["10.128.0.1"])]);
+        let device = run("ip", &["-brief", "address", "show", "dev", "kube-ipvs0"], "");
+        assert!(device.contains("203.0.113.10/32") && !device.contains("203.0.113.9/32"), "{device}");
+        assert!(!device.contains("198.18.0.11/"), "{device}");
+        assert_eq!(entries("-A -t 203.0.113.9:80").len(), 1);
+        run("ip", &["address", "delete", "203.0.113.9/32", "dev", "lan"], "");
+        agent.resync();
+        assert!(devices().contains("203.0.113.9/32"), "it moves when the host loses it");
+    });
+}
+
+#[test]
+fn mode_nftables_leaves_nothing_of_ipvs_and_the_other_way_round() {
+    on_node(|| {
+        ipvsadm("-A -t 198.18.0.90:6443 -s wlc");
+        let (agent, _) = Agent::start(plane(), vec![service(|_| {}), endpoints(&["10.128.0.1"])]);
+        let index = agent.index;
+        let mut plane = Nftables::open().unwrap();
+        let observed = plane.observe(&settings()).unwrap();
+        let (desired, _) = Desired::from_scratch(&index, node(), settings());
+        let plan = plane.plan(&desired, &observed);
+        plane.apply(&plan).unwrap();
+        assert!(entries("-t 10.96.0.10:80").len() == 2, "until the rules are there it stays");
+        plane.tend().unwrap();
+        plane.tend().unwrap();
+        assert_eq!(entries(""), ["-A -t 198.18.0.90:6443 -s wlc"]);
+        assert!(!devices().contains("kube-ipvs0"), "{}", devices());
+        let (mut agent, _) =
+            Agent::start(super::world::plane(), vec![service(|_| {}), endpoints(&["10.128.0.1"])]);
+        let table = run("nft", &["list", "table", "ip", "sluice"], "");
+        assert!(
+            table.contains("10.96.0.10 . tcp . 80 : accept") && !table.contains("endpoints-1"),
+            "{table}"
+        );
+        assert!(agent.resync().is_empty());
+    });
+}
