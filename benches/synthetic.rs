@@ -85,6 +85,6 @@ pub fn settings() -> Settings {
         pod_cidrs: vec![net("10.128.0.0/9")],
         service_cidrs: vec![net("10.96.0.0/11")],
         masquerade_all: false,
-        ipvs: None,
+        ..Settings::default()
     }
 }

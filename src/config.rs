@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::cluster::{Family, Index, Scheduler};
-use crate::forwarding::{LocalDetection, NodeView, Settings};
+use crate::forwarding::{Claimable, LocalDetection, NodeView, Settings};
 
 pub mod duration;
 pub mod file;
@@ -80,6 +80,10 @@ pub struct Config {
     pub node_port_addresses: Vec<NodePortAddress>,
     /// Masquerade every connection to a ClusterIP.
     pub masquerade_all: bool,
+    /// Which `spec.externalIPs` count.
+    pub external_ips: Claimable,
+    /// Which addresses of `status.loadBalancer` count.
+    pub load_balancer_ips: Claimable,
     /// The Node's primary address of its family, in place of what the Node's status says.
     pub bind_address: Option<IpAddr>,
     /// How long changes may wait to be written, in the eyes of the health check. There is no periodic comparison:
@@ -314,9 +318,15 @@ impl Config {
                     .into(),
             );
         }
-        let masquerade_all = self.masquerade_all;
-        let ipvs = self.ipvs.as_ref().map(|ipvs| ipvs.scheduler);
-        Settings { local_detection, pod_cidrs, service_cidrs, masquerade_all, ipvs }
+        Settings {
+            local_detection,
+            pod_cidrs,
+            service_cidrs,
+            masquerade_all: self.masquerade_all,
+            external_ips: self.external_ips.clone(),
+            load_balancer_ips: self.load_balancer_ips.clone(),
+            ipvs: self.ipvs.as_ref().map(|ipvs| ipvs.scheduler),
+        }
     }
 }
 

@@ -15,9 +15,9 @@ mod service;
 mod tests;
 
 pub use affinity::Sticky;
-pub use desired::{Adopted, Change, Changes, Conflict, Desired, SetChange};
+pub use desired::{Adopted, Change, Changes, Conflict, Desired, Refused, SetChange};
 pub use endpoints::{Categories, LeftOut, Usable, Used, arrange, categorize};
 pub use explain::explain;
 pub use local::{HealthCheck, Local, local};
-pub use node::{Key, LocalDetection, NodeView, Settings};
+pub use node::{Claimable, Key, LocalDetection, NodeView, Settings};
 pub use service::{Claim, Forwarding, Frontend, FrontendKind, MAX_ENDPOINTS, Masquerade, Target};

@@ -90,6 +90,10 @@ const INVALID_OBJECTS: Named = (
     "sluice_invalid_objects_total",
     "Objects that were left out because they make no sense, each time they were read",
 );
+const REFUSED_CLAIMS: Named = (
+    "sluice_refused_claims_total",
+    "Addresses and ports that a Service claims and does not get: they are another's, or a flag does not allow them",
+);
 const OBJECTS: Named = ("sluice_objects", "Objects that are known, by kind");
 const API_LAST_CONTACT: Named = (
     "sluice_api_last_contact_timestamp_seconds",
@@ -159,6 +163,8 @@ pub struct Metrics {
     pub drift_repaired: IntCounter,
     /// Objects that were left out because they make no sense.
     pub invalid_objects: IntCounter,
+    /// Claims of Services that were not granted.
+    pub refused_claims: IntCounter,
     /// Objects that are known, by kind.
     pub objects: IntGaugeVec,
 }
@@ -199,6 +205,7 @@ impl Metrics {
             drift_detected: counter(r, DRIFT_DETECTED)?,
             drift_repaired: counter(r, DRIFT_REPAIRED)?,
             invalid_objects: counter(r, INVALID_OBJECTS)?,
+            refused_claims: counter(r, REFUSED_CLAIMS)?,
             objects: gauge_vec(r, OBJECTS, &["kind"])?,
             registry: registry.clone(),
         };

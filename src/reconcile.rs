@@ -10,7 +10,7 @@ use crate::cluster::{Change, Index, ObjectName};
 use crate::config::{self, Config};
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
-use crate::forwarding::{Changes, Conflict, Desired, Key};
+use crate::forwarding::{Changes, Conflict, Desired, Key, Refused};
 use crate::relay::{Backend, Relay};
 use crate::reporting::Reporting;
 
@@ -22,6 +22,7 @@ pub struct Reconciler<D> {
     /// `None` until the first sync, and after a failure: then the whole state is observed and planned.
     desired: Option<Desired>,
     conflicts: BTreeSet<Conflict>,
+    refused: BTreeSet<Refused>,
     notices: Vec<String>,
     host_addresses: Vec<std::net::IpAddr>,
     reporting: Reporting,
@@ -56,6 +57,7 @@ impl<D: DataPlane> Reconciler<D> {
             plane,
             desired: None,
             conflicts: BTreeSet::new(),
+            refused: BTreeSet::new(),
             notices: Vec::new(),
             host_addresses: Vec::new(),
             reporting,
@@ -282,7 +284,16 @@ impl<D: DataPlane> Reconciler<D> {
         for conflict in &changes.conflicts {
             if self.conflicts.insert(conflict.clone()) {
                 let Conflict { loser, key, kind, winner } = conflict;
+                self.reporting.metrics.refused_claims.inc();
                 warn!(service = %loser, %winner, "{key} ({kind}) is not served for this Service: it belongs to {winner}");
+            }
+        }
+        self.refused.retain(|r| self.index.service(&r.service).is_some());
+        for refused in &changes.refused {
+            if self.refused.insert(refused.clone()) {
+                let Refused { service, key, kind } = refused;
+                self.reporting.metrics.refused_claims.inc();
+                warn!(%service, "{key} ({kind}) is not served: this agent's flags do not allow Services this address");
             }
         }
     }

@@ -311,3 +311,14 @@ From this node:
     assert_eq!(sluice("127.0.0.1:30082").0, Some(1), "not by default");
     assert_eq!(at("198.18.0.11:30082").0, Some(1), "there only");
 }
+
+#[test]
+fn claims_that_flags_refuse_are_named() {
+    let (status, words) = sluice("203.0.113.11:80 --allowed-load-balancer-ips=203.0.113.0/29,fd00::/8");
+    assert_eq!(status, Some(1));
+    let claimed = "claimed by default/here as load-balancer address: refused by --allowed-load-balancer-ips";
+    assert!(words.contains(claimed), "{words}");
+    assert_eq!(sluice("203.0.113.11:80 --allowed-load-balancer-ips=203.0.113.0/28").0, Some(0));
+    assert_eq!(sluice("203.0.113.11:80 --allowed-external-ips=none").0, Some(0), "it is none");
+    assert_eq!(sluice("203.0.113.11:80 --allowed-external-ips=some").0, Some(2));
+}

@@ -122,5 +122,8 @@ fn desired(settings: &Settings) -> anyhow::Result<(Desired, Vec<IpAddr>)> {
     for c in &changes.conflicts {
         tracing::warn!(service = %c.loser, winner = %c.winner, "{} ({}) is not served for this Service", c.key, c.kind);
     }
+    for r in &changes.refused {
+        tracing::warn!(service = %r.service, "{} ({}) is not served: a flag does not allow it", r.key, r.kind);
+    }
     Ok((desired, own))
 }

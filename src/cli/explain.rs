@@ -14,7 +14,7 @@ use super::logging;
 use super::settings::{Format, Settings};
 use crate::cluster::{Family, Protocol};
 use crate::forwarding::explain::{Answer, Client, Explanation, Origin, Unused, Verdict, explain};
-use crate::forwarding::{Desired, Key, Used};
+use crate::forwarding::{Desired, FrontendKind, Key, Used};
 
 /// What is said of the command below its flags.
 const AFTER_HELP: &str = "\
@@ -27,7 +27,8 @@ JSON (--format json), one object; fields and words stay, new ones may come:
   destination    \"ADDRESS:PORT/PROTOCOL\"
   winner         null, or who answers: service, port (name), kind (cluster-ip, node-port, load-balancer, external-ip),
                  affinitySeconds (null: none), sources (null: everybody)
-  losers         who else claims it: service, kind, refused (true: it is another Service's ClusterIP; false: ranks lower)
+  losers         who else claims it: service, kind, refused (true: it is another Service's ClusterIP or, with forbidden,
+                 a flag says so; false: ranks lower)
   clusterIpOf    Services with this ClusterIP: service, ports (\"80/tcp\")
   answers        one each for a pod, this node, an outside client; or one for --from:
     client         origin (pod, node, outside), address, countsAsPod, countsAsNode
@@ -136,10 +137,11 @@ impl Display for Text<'_> {
             }
         }
         for loser in losers {
-            let why = if loser.refused {
-                "refused, since it is another Service's ClusterIP"
-            } else {
-                "ranks lower"
+            let why = match (loser.refused, loser.forbidden, loser.kind) {
+                (false, ..) => "ranks lower",
+                (_, true, FrontendKind::LoadBalancer) => "refused by --allowed-load-balancer-ips",
+                (_, true, _) => "refused by --allowed-external-ips",
+                (_, false, _) => "refused, since it is another Service's ClusterIP",
             };
             writeln!(f, "  claimed by {} as {}: {why}", loser.service, loser.kind)?;
         }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::flags::Flags;
 use crate::config::merge::{self, Merged};
 use crate::config::{Config, host_name};
+use crate::forwarding::Claimable;
 
 /// What decides about forwarding; names, values and defaults are kube-proxy's.
 #[derive(Debug, Args)]
@@ -16,6 +17,13 @@ pub struct Settings {
     /// server. Files of a folder: *.yaml, *.yml, *.json.
     #[arg(long, value_name = "PATH", help_heading = "Where objects come from")]
     pub manifests: Option<PathBuf>,
+    /// Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may
+    /// name any address there and gets the pods' connections to it (CVE-2020-8554).
+    #[arg(long, value_name = "RANGES", default_value = "all", help_heading = "How traffic is forwarded")]
+    pub allowed_external_ips: Claimable,
+    /// The same of addresses in status.loadBalancer, which take the right to write a Service's status.
+    #[arg(long, value_name = "RANGES", default_value = "all", help_heading = "How traffic is forwarded")]
+    pub allowed_load_balancer_ips: Claimable,
     #[command(flatten)]
     pub flags: Flags,
 }
@@ -55,6 +63,11 @@ impl Settings {
 
     /// The validated configuration.
     pub fn config(&self, file: Option<&File>) -> anyhow::Result<Config> {
-        Ok(Config::new(&self.merged(file)?, &host_name()?)?)
+        let config = Config::new(&self.merged(file)?, &host_name()?)?;
+        Ok(Config {
+            external_ips: self.allowed_external_ips.clone(),
+            load_balancer_ips: self.allowed_load_balancer_ips.clone(),
+            ..config
+        })
     }
 }

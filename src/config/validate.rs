@@ -13,6 +13,7 @@ use super::{
     Client, Config, Conntrack, DetectLocal, Invalid, InvalidConfig, Ipvs, Logging, NodePortAddress, Servers,
 };
 use crate::cluster::{Scheduler, UnknownScheduler};
+use crate::forwarding::Claimable;
 
 /// The longest interface name, in bytes (IFNAMSIZ - 1, linux/if.h).
 const INTERFACE_NAME_MAX: usize = 15;
@@ -56,6 +57,9 @@ impl Config {
             detect_local: detect_local(c, &mut problems),
             node_port_addresses: node_port_addresses(c, &mut problems, &mut notices, &mut warnings),
             masquerade_all: c.nftables.masquerade_all || (c.mode != "nftables" && c.iptables.masquerade_all),
+            // Sluice's own flags have these; kube-proxy has no such settings.
+            external_ips: Claimable::All,
+            load_balancer_ips: Claimable::All,
             bind_address: bind_address(c, &mut problems),
             sync_period: sync_period.length().unwrap_or_default(),
             min_sync_period: min_sync_period.length().unwrap_or_default(),

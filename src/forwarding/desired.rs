@@ -89,6 +89,17 @@ pub struct Conflict {
     pub winner: ObjectName,
 }
 
+/// A claim that the operator's settings refuse.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refused {
+    /// The Service.
+    pub service: ObjectName,
+    /// What it claims.
+    pub key: Key,
+    /// As what.
+    pub kind: FrontendKind,
+}
+
 /// Whether a member of a set came or went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetChange {
@@ -116,6 +127,8 @@ pub struct Changes {
     pub stickies: BTreeMap<u32, Change<Arc<Sticky>>>,
     /// Claims newly lost.
     pub conflicts: Vec<Conflict>,
+    /// Claims that the settings refuse.
+    pub refused: Vec<Refused>,
     /// Service ports with more endpoints than can be used.
     pub overfull: Vec<(ObjectName, Arc<str>, usize)>,
     /// Services that were worked out.
@@ -289,6 +302,11 @@ impl Desired {
         changes.overfull.extend(overfull.into_iter().map(|(port, n)| (name.clone(), port, n)));
         let mut keys = Vec::with_capacity(claims.len());
         for claim in claims {
+            if !self.settings.allows(&claim.key.address, claim.kind) {
+                let service = name.clone();
+                changes.refused.push(Refused { service, key: claim.key, kind: claim.kind });
+                continue;
+            }
             if let Some(owner) = self.foreign_owner(claim.key.address, claim.kind, name) {
                 let (loser, winner) = (name.clone(), owner.name.clone());
                 changes.conflicts.push(Conflict { loser, key: claim.key, kind: claim.kind, winner });
@@ -480,18 +498,21 @@ impl Desired {
         claims.flat_map(|c| std::iter::once(&c.winner).chain(&c.losers)).map(|c| (c.kind, &c.service))
     }
 
-    /// The claims to a key that are refused, since its address is another Service's ClusterIP; by name.
-    pub fn refused_claims(&self, key: &Key) -> Vec<(FrontendKind, &Arc<Service>)> {
+    /// The claims to a key that are refused, and whether by the settings; if not, its address is another Service's
+    /// ClusterIP. By name.
+    pub fn refused_claims(&self, key: &Key) -> Vec<(FrontendKind, &Arc<Service>, bool)> {
         let claimants = self.external.get(&key.address).into_iter().flatten();
         let services = claimants.filter_map(|name| self.services.get(name)).map(|record| &record.service);
         let refused = services.flat_map(|service| {
             let claims = ports_at(service, &self.node, key).map(|(_, kind)| kind);
-            claims
-                .filter(|kind| self.foreign_owner(key.address, *kind, &service.name).is_some())
-                .map(move |kind| (kind, service))
+            claims.filter_map(move |kind| {
+                let forbidden = !self.settings.allows(&key.address, kind);
+                let refused = forbidden || self.foreign_owner(key.address, kind, &service.name).is_some();
+                refused.then_some((kind, service, forbidden))
+            })
         });
         let mut refused: Vec<_> = refused.collect();
-        refused.sort_unstable_by_key(|(kind, service)| (&service.name, *kind));
+        refused.sort_unstable_by_key(|(kind, service, _)| (&service.name, *kind));
         refused
     }
 

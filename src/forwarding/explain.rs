@@ -249,8 +249,10 @@ pub struct Loser {
     pub service: ObjectName,
     /// What it claims the address as.
     pub kind: FrontendKind,
-    /// Whether the claim is refused, since the address is another Service's ClusterIP; if not, it ranks lower.
+    /// Whether the claim is refused; if not, it ranks lower.
     pub refused: bool,
+    /// Whether that is since the operator does not allow it; if not, the address is another Service's ClusterIP.
+    pub forbidden: bool,
 }
 
 /// A Service that has the address as its ClusterIP.
@@ -304,12 +306,17 @@ pub fn explain(
     let mut claims = desired.claims(&key);
     let first = claims.next();
     let refused = desired.refused_claims(&key);
+    let loser = |kind, service: &Arc<Service>, refused, forbidden| Loser {
+        service: service.name.clone(),
+        kind,
+        refused,
+        forbidden,
+    };
     let losers = claims
-        .map(|(kind, service)| (kind, service, false))
-        .chain(refused.into_iter().map(|(kind, service)| (kind, service, true)))
+        .map(|(kind, service)| loser(kind, service, false, false))
+        .chain(refused.into_iter().map(|(kind, service, forbidden)| loser(kind, service, true, forbidden)))
         // An address that is two things to one Service is no contest.
-        .filter(|(_, service, _)| first.is_none_or(|(_, winner)| winner.name != service.name))
-        .map(|(kind, service, refused)| Loser { service: service.name.clone(), kind, refused })
+        .filter(|loser| first.is_none_or(|(_, winner)| winner.name != loser.service))
         .collect();
     let frontend = desired.frontend(&key).map(|(frontend, _)| frontend);
     let served = first.zip(frontend).and_then(|((kind, service), frontend)| {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::service::FrontendKind;
 use crate::cluster::{Endpoint, Family, Protocol, Scheduler};
 
 /// An address, protocol and port that packets are sent to: the key of most sets.
@@ -70,6 +71,42 @@ impl NodeView {
     }
 }
 
+/// Which addresses Services may claim of those that nobody allocates to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Claimable {
+    /// Every address, as with kube-proxy.
+    #[default]
+    All,
+    /// Addresses in these ranges; without any: none.
+    Within(Vec<IpNet>),
+}
+
+impl Claimable {
+    fn has(&self, address: &IpAddr) -> bool {
+        match self {
+            Claimable::All => true,
+            Claimable::Within(ranges) => ranges.iter().any(|range| range.contains(address)),
+        }
+    }
+}
+
+impl std::str::FromStr for Claimable {
+    type Err = String;
+
+    /// `all`, `none`, or ranges separated by commas.
+    fn from_str(text: &str) -> Result<Claimable, String> {
+        let range = |word: &str| {
+            let word = word.trim();
+            word.parse().map_err(|_| format!("{word:?} is no range such as 203.0.113.0/24, nor all or none"))
+        };
+        match text.trim() {
+            "all" => Ok(Claimable::All),
+            "none" => Ok(Claimable::Within(Vec::new())),
+            ranges => Ok(Claimable::Within(ranges.split(',').map(range).collect::<Result<_, _>>()?)),
+        }
+    }
+}
+
 /// What is the same for every Service: the ranges of the cluster and how pods are told from others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -81,11 +118,24 @@ pub struct Settings {
     pub service_cidrs: Vec<IpNet>,
     /// Masquerade every connection to a ClusterIP.
     pub masquerade_all: bool,
+    /// Which `spec.externalIPs` count.
+    pub external_ips: Claimable,
+    /// Which addresses of `status.loadBalancer` count.
+    pub load_balancer_ips: Claimable,
     /// Set where IPVS translates: the scheduler of Services that ask for none.
     pub ipvs: Option<Scheduler>,
 }
 
 impl Settings {
+    /// Whether the operator lets Services have this address as what they claim it for.
+    pub fn allows(&self, address: &IpAddr, kind: FrontendKind) -> bool {
+        match kind {
+            FrontendKind::ClusterIp | FrontendKind::NodePort => true,
+            FrontendKind::LoadBalancer => self.load_balancer_ips.has(address),
+            FrontendKind::ExternalIp => self.external_ips.has(address),
+        }
+    }
+
     /// Local detection of a family.
     pub fn local_detection(&self, family: Family) -> &LocalDetection {
         &self.local_detection[family as usize]

@@ -57,10 +57,14 @@ impl AgentOptions {
             }
             Source::ApiServer => {
                 let mut configuration = recorded(&directory.join("kubeconfig"));
-                merge(&mut configuration, &Value::Object(self.config.clone()));
+                let (own, config) =
+                    self.config.clone().into_iter().partition(|(key, _)| own_flag(key).is_some());
+                merge(&mut configuration, &Value::Object(config));
                 let path = directory.join("config.conf");
                 fs::write(&path, serde_json::to_string_pretty(&configuration)?)?;
-                Ok(vec![format!("--config={}", path.display())])
+                let own = flatten(&own).into_iter();
+                let own = own.filter_map(|(key, value)| Some(format!("{}={value}", own_flag(&key)?)));
+                Ok(std::iter::once(format!("--config={}", path.display())).chain(own).collect())
             }
         }
     }
@@ -102,12 +106,21 @@ fn flags(config: &Map<String, Value>) -> Result<Vec<String>> {
             "detectLocal.bridgeInterface" => "--pod-bridge-interface",
             "detectLocal.interfaceNamePrefix" => "--pod-interface-name-prefix",
             "nodePortAddresses" => "--nodeport-addresses",
-            _ => bail!("config: no flag is known for {key}"),
+            _ => own_flag(&key).with_context(|| format!("config: no flag is known for {key}"))?,
         };
         flags.push(format!("{flag}={value}"));
     }
     flags.push(format!("--cluster-cidr={cluster_cidr}"));
     Ok(flags)
+}
+
+/// Flags of sluice alone; a configuration file has no such fields.
+fn own_flag(key: &str) -> Option<&'static str> {
+    match key {
+        "allowedExternalIPs" => Some("--allowed-external-ips"),
+        "allowedLoadBalancerIPs" => Some("--allowed-load-balancer-ips"),
+        _ => None,
+    }
 }
 
 /// Applies a JSON merge patch (RFC 7396).

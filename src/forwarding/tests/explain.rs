@@ -15,7 +15,7 @@ fn settings() -> Settings {
         pod_cidrs: vec!["10.128.0.0/16".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "198.18.0.0/24".parse().unwrap()],
         masquerade_all: false,
-        ipvs: None,
+        ..Settings::default()
     }
 }
 
