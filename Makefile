@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps demo test vm vm-all soak lint bless bench build static clean
+.PHONY: help deps demo test vm vm-all soak lint bless bench bench-quick build static clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,11 @@ lint: ## fmt, clippy, licences and sources of dependencies
 bless: ## write the golden renderings and the configuration's page anew; then look at the difference
 	BLESS=1 $(CARGO) test --test golden --test configuration
 
-bench: ## figures: index → plan → encode, and the kernel's part (as root)
-	$(SUDO) env "PATH=$$PATH" $(CARGO) bench
+bench: deps ## the figures of README.md, with the machine they were taken on (as root, half an hour)
+	$(SUDO) env "PATH=$$PATH" CARGO=$(CARGO) .ci/bench
+
+bench-quick: deps ## a little of each, to see that the benches work
+	$(SUDO) env "PATH=$$PATH" CARGO=$(CARGO) .ci/bench --quick
 
 build: ## the release binary
 	$(CARGO) build --release --bin sluice

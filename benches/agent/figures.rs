@@ -76,11 +76,11 @@ pub fn committed(commits: &Receiver<Commit>, address: Ipv4Addr) -> Result<Commit
 
 pub fn head(what: &str) {
     println!(
-        "\n| {what} | start to first connection | first sync | restart, nothing changed | slice with 10 other addresses: \
+        "\n| {what} | start to first connection | first sync | CPU until then | restart, nothing changed: until synced, CPU | slice with 10 other addresses: \
          write to commit, p50 / p99 | write to first connection, p50 / p99 | CPU a change | messages a change | \
          resident after start (most) / after changes | cgroup: all, of it the kernel's |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    println!("|{}", " --- |".repeat(11));
 }
 
 pub fn row(name: &str, shape: Shape, quick: bool) -> Result<()> {
@@ -88,12 +88,13 @@ pub fn row(name: &str, shape: Shape, quick: bool) -> Result<()> {
     let agent = setup.start()?;
     let first = setup.lab.as_client(|| reach(setup.last(), LONG, |_| true))? - agent.started;
     let synced = agent.synced(LONG)?;
+    let cpu_of_start = agent.cpu()?;
     std::thread::sleep(Duration::from_secs(3));
     let start = agent.memory()?;
     agent.terminate()?;
     let agent = setup.start()?;
     let again = agent.synced(LONG)?;
-    let restart = again.at - agent.started;
+    let (restart, cpu_of_restart) = (again.at - agent.started, agent.cpu()?);
     let commits = commits::watch(&setup.lab.node)?;
     let count = if quick { 20 } else { 500 };
     let mut fresh = Fresh::new();
@@ -110,7 +111,7 @@ pub fn row(name: &str, shape: Shape, quick: bool) -> Result<()> {
     let to_connection = connections(&setup, &mut fresh, if quick { 10 } else { 200 })?;
     let after = agent.memory()?;
     println!(
-        "| {name} | {:.2} s | {:.0} ms | {:.2} s{} | {} | {} | {:.2} ms | {:.1} | {} ({}) / {} MiB | {} |",
+        "| {name} | {:.2} s | {:.0} ms | {cpu_of_start:.2} s | {:.2} s{}, {cpu_of_restart:.2} s | {} | {} | {:.2} ms | {:.1} | {} ({}) / {} MiB | {} |",
         first.as_secs_f64(),
         synced.elapsed_ms,
         restart.as_secs_f64(),

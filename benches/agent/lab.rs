@@ -53,6 +53,12 @@ impl Lab {
         Ok(Lab { node, client, _pods: pods, _namespaces: namespaces })
     }
 
+    /// Lets the client have the addresses of 198.19.0.0/16, besides its own.
+    pub fn many_clients(&self) -> Result<()> {
+        self.client.ip("route add local 198.19.0.0/16 dev lo\n")?;
+        self.node.ip("route add 198.19.0.0/16 via 198.18.0.2\n")
+    }
+
     /// Runs `work` where the client is.
     pub fn as_client<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.client.enter(work)
