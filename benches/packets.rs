@@ -47,7 +47,9 @@ fn main() -> ExitCode {
     netns::remove_stale();
     let sizes: &[u32] = if has("--quick") { &[10, 1_000] } else { &[10, 1_000, 10_000, 50_000] };
     let run = || -> Result<()> {
-        println!("| Services x {ENDPOINTS} | direct: connections a second, latency p50 / p99 | sluice | kube-proxy's shape |");
+        println!(
+            "| Services x {ENDPOINTS} | direct: connections a second, latency p50 / p99 | sluice | kube-proxy's shape |"
+        );
         println!("| --- | --- | --- | --- |");
         for services in sizes {
             row(*services, has("--all") || *services <= 10_000)?;
@@ -66,7 +68,11 @@ fn main() -> ExitCode {
 fn row(services: u32, with_peer: bool) -> Result<()> {
     let direct = Lab::build()?;
     // Conntrack works only where a rule asks for it.
-    direct.node.feed("nft", &["-f", "-"], "table ip direct { chain c { type nat hook prerouting priority -100; } }")?;
+    direct.node.feed(
+        "nft",
+        &["-f", "-"],
+        "table ip direct { chain c { type nat hook prerouting priority -100; } }",
+    )?;
     let ours = Lab::build()?;
     ours.node.enter(|| load(&synthetic::index(services, ENDPOINTS)))?;
     let peer = if with_peer { Some(Lab::build()?) } else { None };
@@ -120,7 +126,12 @@ fn affinity() -> Result<()> {
     let [plain, sticky, plain_new, sticky_new] = times.map(Figures::of);
     let ratio = |a: &Figures, b: &Figures| a.median.as_secs_f64() / b.median.as_secs_f64();
     println!("\n| {MANY} endpoints | plain | with affinity |\n| --- | --- | --- |");
-    println!("| a client that comes again | {} | {} ({:.2} of plain) |", plain.text(), sticky.text(), ratio(&sticky, &plain));
+    println!(
+        "| a client that comes again | {} | {} ({:.2} of plain) |",
+        plain.text(),
+        sticky.text(),
+        ratio(&sticky, &plain)
+    );
     let new = ratio(&sticky_new, &plain_new);
     println!("| a new client each time | {} | {} ({new:.2} of plain) |", plain_new.text(), sticky_new.text());
     Ok(())
@@ -138,7 +149,10 @@ fn load(index: &Index) -> Result<()> {
 fn peer_rules(services: u32) -> String {
     let mut text = String::from("table ip peer {\n");
     for service in 0..services {
-        _ = write!(text, "chain service-{service} {{ ip saddr != 10.128.0.0/9 meta mark set 0x4000\n dnat to numgen random mod {ENDPOINTS} map {{ ");
+        _ = write!(
+            text,
+            "chain service-{service} {{ ip saddr != 10.128.0.0/9 meta mark set 0x4000\n dnat to numgen random mod {ENDPOINTS} map {{ "
+        );
         for i in 0..ENDPOINTS {
             let address = Ipv4Addr::from(0x0a80_0000 + service * ENDPOINTS + i);
             _ = write!(text, "{i} : {address} . 8080, ");
@@ -164,7 +178,8 @@ fn turn(lab: &Lab, to: impl Fn(u32) -> (Ipv4Addr, u16) + Send, new_clients: bool
         let mut times = Vec::new();
         let end = Instant::now() + TURN;
         // Turns do not begin with the same addresses.
-        let mut i = (std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_micros()) % 60_000;
+        let mut i =
+            (std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_micros()) % 60_000;
         while Instant::now() < end {
             i += 1;
             times.push(once(to(i), new_clients.then(|| Ipv4Addr::from(0xc613_0000 + i % 65_000)))?);
@@ -183,7 +198,8 @@ fn once((address, port): (Ipv4Addr, u16), from: Option<Ipv4Addr>) -> Result<Dura
         bind(socket.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(from, 0)))?;
     }
     let to = std::net::SocketAddrV4::new(address, port);
-    connect(socket.as_raw_fd(), &SockaddrIn::from(to)).with_context(|| format!("{}", SocketAddr::from(to)))?;
+    connect(socket.as_raw_fd(), &SockaddrIn::from(to))
+        .with_context(|| format!("{}", SocketAddr::from(to)))?;
     Ok(start.elapsed())
 }
 
