@@ -11,6 +11,10 @@
 //! - Larger reads for dumps: the kernel answers in 32 KiB at most (`netlink_dump`), whatever the buffer.
 //! - Look-ups of more than 32 elements at once: 32, 256 and 1,000 take the same 1 µs an element (6.18), and 256
 //!   answers do not fit the receive buffer that a user namespace has.
+//!
+//! Profile of a rolling restart (`perf record -e cpu-clock`, 10,000 x 10): 38 % of the agent's CPU is the thread that
+//! lists conntrack after each change, nearly all of it the kernel's locks around each of its buckets; it is limited
+//! to a fifth of a core (`conntrack::cleaner`). TLS, HTTP/2 and JSON are 29 %, desired state, plan and commit 33 %.
 
 #![allow(dead_code, reason = "the tests use the rest of what they share with this")]
 
