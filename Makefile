@@ -15,15 +15,16 @@ demo: deps ## a node in a network namespace, the real agent, real connections th
 	$(CARGO) build --quiet --bin sluice
 	$(SUDO) env "PATH=$$PATH" $(CARGO) run --quiet --example demo
 
-test: deps ## every test; needs root for network namespaces
+test: deps ## every test, then those of `make vm`; needs root for network namespaces
 	$(SUDO) env "PATH=$$PATH" $(CARGO) test --no-fail-fast --lib --bins --tests
+	$(SUDO) env "PATH=$$PATH" tests/vm/tests $(SUITES)
 
 SUITES ?= bookworm trixie
 vm: deps ## the tests of packets and the kernel under Debian's kernels 6.1 and 6.12, in emulated machines (SUITES=bookworm: one)
 	$(SUDO) env "PATH=$$PATH" tests/vm/tests $(SUITES)
 
 vm-all: deps ## the same with what takes minutes under emulation
-	$(SUDO) env "PATH=$$PATH" SLUICE_VM_LIMIT=7200 tests/vm/tests --all $(SUITES)
+	$(SUDO) env "PATH=$$PATH" tests/vm/tests --all $(SUITES)
 
 EVENTS ?= 1000000
 soak: deps ## a million random events (EVENTS=n): incremental equals from-scratch, read back from the kernel

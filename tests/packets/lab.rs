@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
@@ -139,9 +139,12 @@ impl Lab {
             let mut found = BTreeSet::new();
             // Lines of virtual services begin with the protocol, those of their destinations with an arrow.
             let services = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
-            let lines =
-                services.lines().map(|line| line.split_whitespace().take(3).collect::<Vec<_>>().join(" "));
-            found.extend(lines.filter(|line| ["TCP", "UDP", "SCTP"].iter().any(|it| line.starts_with(it))));
+            for line in services.lines() {
+                let words: Vec<_> = line.split_whitespace().take(3).collect();
+                if let [protocol @ ("TCP" | "UDP" | "SCTP"), address, scheduler] = words[..] {
+                    found.insert(format!("{protocol} {} {scheduler}", readable(address)));
+                }
+            }
             let addresses =
                 Command::new("ip").args(["-o", "address", "show", "dev", "kube-ipvs0"]).output()?;
             for line in String::from_utf8_lossy(&addresses.stdout).lines() {
@@ -309,6 +312,15 @@ impl Lab {
             log_tail(&self.log())
         )
     }
+}
+
+/// `0A60FFFE:0050` as `10.96.255.254:80`; an IPv6 address has its usual form there, but for the port.
+fn readable(address: &str) -> String {
+    let Some((address, port)) = address.rsplit_once(':') else { return address.to_owned() };
+    let address = u32::from_str_radix(address, 16)
+        .map_or_else(|_| address.to_owned(), |it| Ipv4Addr::from(it).to_string());
+    u16::from_str_radix(port, 16)
+        .map_or_else(|_| format!("{address}:{port}"), |port| format!("{address}:{port}"))
 }
 
 fn is_our_table(name: &str) -> bool {
