@@ -52,7 +52,7 @@ pub async fn run<D: DataPlane>(
     reconciler.refresh_host_addresses();
     let mut schedule = Schedule::new();
     loop {
-        let wake = schedule.wake();
+        let wake = schedule.wake(reconciler.next_retry());
         tokio::select! {
             biased;
             () = terminate.wait() => {
@@ -131,12 +131,13 @@ impl Schedule {
         }
     }
 
-    /// When there is something to do even if nothing happens.
-    fn wake(&self) -> Option<Instant> {
+    /// When there is something to do even if nothing happens; at the latest then, where all is well so far.
+    fn wake(&self, latest: Option<Instant>) -> Option<Instant> {
         match (self.missing, self.retry) {
             (Some((say_again, _)), _) => Some(say_again),
             (None, Some((at, _))) => Some(at),
-            (None, None) => self.waiting.then_some(self.not_before),
+            (None, None) if self.waiting => Some(self.not_before),
+            (None, None) => latest,
         }
     }
 

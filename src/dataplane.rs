@@ -5,16 +5,27 @@
 
 use std::fmt;
 
-use crate::forwarding::{Adopted, Changes, Desired, Settings};
+use crate::forwarding::{Adopted, Changes, Desired, Part, Settings};
 
 pub mod ipvs;
 pub mod memory;
 pub mod nftables;
 
+/// What of the desired state a plan was refused for; see [`DataPlane::fault`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// For these parts, each with what the kernel said. There may be more.
+    Named(Vec<(Part, String)>),
+    /// For some part of it; the kernel does not say which.
+    Unnamed,
+    /// For none: something else changed, or nothing can be written at all. What is there is to be observed anew.
+    Elsewhere,
+}
+
 /// A way to program service rules.
 ///
-/// [`plan`](DataPlane::plan) and [`plan_changes`](DataPlane::plan_changes) expect that what they plan is applied
-/// at once; when that fails, the state is to be observed anew.
+/// [`plan`](DataPlane::plan) and [`plan_changes`](DataPlane::plan_changes) expect that what they plan is applied at
+/// once, where it has any steps. If it is refused, what was in place before is; other plans may be made and applied.
 pub trait DataPlane {
     /// What was read back.
     type Observed;
@@ -47,6 +58,11 @@ pub trait DataPlane {
     /// Does what is to be done as time passes, by itself; called several times a second.
     fn tend(&mut self) -> Result<(), Self::Error> {
         Ok(())
+    }
+
+    /// What a plan was refused for, that has just failed to be applied with this error.
+    fn fault(&mut self, _plan: &Self::Plan, _error: &Self::Error) -> Fault {
+        Fault::Elsewhere
     }
 
     /// Whether somebody else may have changed what is there since it was last observed or applied.

@@ -15,7 +15,7 @@ mod service;
 mod tests;
 
 pub use affinity::Sticky;
-pub use desired::{Adopted, Change, Changes, Conflict, Desired, Refused, SetChange};
+pub use desired::{Adopted, Change, Changes, Conflict, Desired, Part, Refused, SetChange};
 pub use endpoints::{Categories, LeftOut, Usable, Used, arrange, categorize};
 pub use explain::explain;
 pub use local::{HealthCheck, Local, local};

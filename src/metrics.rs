@@ -76,6 +76,14 @@ const SYNC_STEPS: Named = (
     "Steps (elements, chains, sets, tables) that a sync wrote; 0: nothing had to be written",
 );
 const SYNC_FAILURES: Named = ("sluice_sync_failures_total", "Syncs that failed, by stage: observe or apply");
+const REFUSED_TRANSACTIONS: Named = (
+    "sluice_refused_transactions_total",
+    "Transactions that the kernel refused; each was tried again without the Services that it was refused for",
+);
+const SET_ASIDE: Named = (
+    "sluice_services_set_aside",
+    "Services that are not served as they should be, since the kernel refuses their rules",
+);
 const FOREIGN_CHANGES: Named = (
     "sluice_foreign_changes_total",
     "Times that another program was seen to have changed nftables rules, its own or ours",
@@ -155,6 +163,10 @@ pub struct Metrics {
     pub sync_steps: Histogram,
     /// Syncs that failed, by stage.
     pub failures: IntCounterVec,
+    /// Transactions that the kernel refused.
+    pub refused_transactions: IntCounter,
+    /// Services that are set aside.
+    pub services_set_aside: IntGauge,
     /// Times that another program changed nftables rules, its own or ours.
     pub foreign_changes: IntCounter,
     /// Comparisons after such a change that found our rules not as they should be.
@@ -201,6 +213,8 @@ impl Metrics {
             }),
             sync_steps: histogram(r, SYNC_STEPS, step_buckets()?)?,
             failures: counter_vec(r, SYNC_FAILURES, "stage")?,
+            refused_transactions: counter(r, REFUSED_TRANSACTIONS)?,
+            services_set_aside: gauge(r, SET_ASIDE)?,
             foreign_changes: counter(r, FOREIGN_CHANGES)?,
             drift_detected: counter(r, DRIFT_DETECTED)?,
             drift_repaired: counter(r, DRIFT_REPAIRED)?,

@@ -1,5 +1,7 @@
 //! The reconcile loop's body: changes in, one transaction out.
 
+mod isolate;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use crate::dataplane::DataPlane;
 use crate::forwarding::{Changes, Conflict, Desired, Key, Refused};
 use crate::relay::{Backend, Relay};
 use crate::reporting::Reporting;
+use isolate::Aside;
 
 /// Holds the desired state of one node and brings a data plane to it.
 pub struct Reconciler<D> {
@@ -26,12 +29,22 @@ pub struct Reconciler<D> {
     notices: Vec<String>,
     host_addresses: Vec<std::net::IpAddr>,
     reporting: Reporting,
-    /// The next full sync is due to rules that another program changed.
-    drift: bool,
+    drift: Drift,
     conntrack: Option<Cleaner>,
     relay: Option<Arc<Relay>>,
     /// The first sync has to wait for the own Node.
     node_required: bool,
+    aside: Aside,
+}
+
+/// Whether the next full sync is due to rules that another program changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drift {
+    None,
+    /// Somebody committed.
+    Suspected,
+    /// Rules of ours differ; counted, and not put right yet.
+    Found,
 }
 
 /// What one sync did.
@@ -61,10 +74,11 @@ impl<D: DataPlane> Reconciler<D> {
             notices: Vec::new(),
             host_addresses: Vec::new(),
             reporting,
-            drift: false,
+            drift: Drift::None,
             conntrack: None,
             relay: None,
             node_required: false,
+            aside: Aside::default(),
         }
     }
 
@@ -114,6 +128,16 @@ impl<D: DataPlane> Reconciler<D> {
         self.reporting.status.listed(Instant::now());
     }
 
+    /// The Services that the kernel refuses and that are not served as they should be, sorted.
+    pub fn set_aside(&self) -> impl ExactSizeIterator<Item = &ObjectName> {
+        self.aside.names()
+    }
+
+    /// When a sync is due though nothing changed: a Service that was set aside is to be tried again.
+    pub fn next_retry(&self) -> Option<tokio::time::Instant> {
+        self.aside.next_retry()
+    }
+
     /// Takes changes into the index.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
@@ -131,7 +155,9 @@ impl<D: DataPlane> Reconciler<D> {
     /// The next sync observes and compares everything: another program changed rules.
     pub fn resync(&mut self) {
         self.forget();
-        self.drift = true;
+        if self.drift == Drift::None {
+            self.drift = Drift::Suspected;
+        }
         self.reporting.metrics.foreign_changes.inc();
     }
 
@@ -177,7 +203,8 @@ impl<D: DataPlane> Reconciler<D> {
         let dirty = self.index.take_dirty();
         self.reporting.triggered(dirty.triggers);
         let full = self.desired.is_none() || dirty.node || dirty.service_cidrs;
-        let worked_out: Vec<ObjectName> = dirty.services.into_iter().collect();
+        let mut worked_out: Vec<ObjectName> = dirty.services.into_iter().collect();
+        self.release(&mut worked_out);
         let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(&worked_out)? };
         self.tell(&changes);
         self.update_relay(&changes, full);
@@ -189,6 +216,7 @@ impl<D: DataPlane> Reconciler<D> {
         let counts @ (services, slices, endpoints) = self.index.counts();
         self.reporting.synced(&report, counts);
         if let Some(desired) = &self.desired {
+            worked_out.extend(self.aside.names().cloned());
             let services = (!full).then_some(&*worked_out);
             self.reporting.worked_out(services, &self.index, desired.node());
         }
@@ -218,45 +246,49 @@ impl<D: DataPlane> Reconciler<D> {
         let observed =
             self.plane.observe(&view.settings).inspect_err(|_| self.reporting.failed("observe"))?;
         let adopted = self.plane.adopt(&observed);
-        let (desired, changes) =
+        let (mut desired, mut changes) =
             Desired::adopting(&self.index, view.node, view.settings, adopted, Instant::now());
-        let plan = self.plane.plan(&desired, &observed);
-        drop(observed);
-        let steps = self.plane.steps(&plan);
-        let drifted = std::mem::take(&mut self.drift) && steps > 0;
-        if drifted {
-            self.reporting.metrics.drift_detected.inc();
-        }
+        let steps = self
+            .apply_or_isolate(&mut desired, &mut changes, Some(&observed))
+            .inspect_err(|_| self.found_drift())?;
         if steps > 0 {
-            self.plane.apply(&plan).inspect_err(|_| self.reporting.failed("apply"))?;
+            self.found_drift();
         }
-        if drifted {
+        if std::mem::replace(&mut self.drift, Drift::None) == Drift::Found {
             self.reporting.metrics.drift_repaired.inc();
         }
         self.desired = Some(desired);
+        self.index.settle();
         // A Node that goes later takes no rules with it.
         self.node_required = false;
         self.conflicts.clear();
         Ok((steps, changes))
     }
 
+    fn found_drift(&mut self) {
+        if self.drift == Drift::Suspected {
+            self.drift = Drift::Found;
+            self.reporting.metrics.drift_detected.inc();
+        }
+    }
+
     fn sync_dirty(&mut self, dirty: &[ObjectName]) -> Result<(usize, Changes), D::Error> {
         let Some(mut desired) = self.desired.take() else { return self.sync_all() };
-        let changes = desired.update(&self.index, dirty.iter().cloned(), Instant::now());
-        let plan = self.plane.plan_changes(&changes);
-        let steps = self.plane.steps(&plan);
-        if steps > 0
-            && let Err(error) = self.plane.apply(&plan)
-        {
-            self.reporting.failed("apply");
-            if let Some(conntrack) = &mut self.conntrack {
-                conntrack.failed(&changes);
-                conntrack.forget(&desired);
+        let mut changes = desired.update(&self.index, dirty.iter().cloned(), Instant::now());
+        match self.apply_or_isolate(&mut desired, &mut changes, None) {
+            Ok(steps) => {
+                self.desired = Some(desired);
+                self.index.settle();
+                Ok((steps, changes))
             }
-            return Err(error);
+            Err(error) => {
+                if let Some(conntrack) = &mut self.conntrack {
+                    conntrack.failed(&changes);
+                    conntrack.forget(&desired);
+                }
+                Err(error)
+            }
         }
-        self.desired = Some(desired);
-        Ok((steps, changes))
     }
 
     fn update_relay(&self, changes: &Changes, full: bool) {

@@ -92,6 +92,11 @@ impl Reporting {
         self.triggers.extend(triggers.into_iter().filter(|(_, at)| *at > start).take(room));
     }
 
+    /// The kernel refused a transaction; it may do with less.
+    pub fn refused(&self) {
+        self.metrics.refused_transactions.inc();
+    }
+
     /// A sync failed, in this stage.
     pub fn failed(&self, stage: &'static str) {
         self.metrics.failures.with_label_values(&[stage]).inc();
@@ -158,8 +163,8 @@ impl Reporting {
     }
 
     fn replace_locals(&mut self, index: &Index, node: &NodeView) {
-        let names = index.services().map(|s| &s.name);
-        self.locals = names.filter_map(|n| Some((n.clone(), local_of(n, index, node)?))).collect();
+        let all = index.names();
+        self.locals = all.filter_map(|n| Some((n.clone(), local_of(n, index, node)?))).collect();
         self.totals = Totals::default();
         self.locals.values().for_each(|local| self.totals.replace(None, Some(*local)));
         let checks = self.locals.iter().filter_map(|(name, l)| Some((name.clone(), l.health_check?)));
@@ -168,8 +173,12 @@ impl Reporting {
 }
 
 fn local_of(name: &ObjectName, index: &Index, node: &NodeView) -> Option<Local> {
-    let service = index.service(name)?;
-    let local = local(service, index.slices_of(name), node);
+    let service = index.newest(name)?;
+    let mut local = local(service, index.slices_of(name), node);
+    if let Some(check) = local.health_check.as_mut().filter(|_| index.is_held(name)) {
+        // Its rules are not what they should be: load balancers do better elsewhere.
+        check.endpoints.iter_mut().flatten().for_each(|ready| *ready = 0);
+    }
     (local != Local::default()).then_some(local)
 }
 

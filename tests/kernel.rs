@@ -13,6 +13,8 @@ mod errors;
 mod events;
 #[path = "kernel/incremental.rs"]
 mod incremental;
+#[path = "kernel/isolate.rs"]
+mod isolate;
 #[path = "kernel/large.rs"]
 mod large;
 #[path = "kernel/observe.rs"]

@@ -2,59 +2,20 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::cluster::{Change, Family, Node, ObjectName, Protocol, Service, ServicePort};
+use crate::cluster::{Change, Node, ObjectName, Protocol, Service, ServicePort};
 use crate::config::{Config, merge};
-use crate::dataplane::memory::{Memory, Refused};
-use crate::dataplane::nftables::plan::{self, Observed, Plan, Usage};
-use crate::forwarding::{Adopted, Changes, Desired, Settings};
+use crate::dataplane::memory::Plane;
+use crate::dataplane::nftables::plan::Plan;
 
-/// The tables in memory, with the time of each commit.
-#[derive(Default)]
-struct Timed {
-    memory: Memory,
-    used: Usage,
-    commits: Arc<Mutex<Vec<Instant>>>,
-}
-
-impl DataPlane for Timed {
-    type Observed = Observed;
-    type Plan = Plan;
-    type Error = Refused;
-
-    fn name(&self) -> &'static str {
-        "memory"
-    }
-
-    fn observe(&mut self, settings: &Settings) -> Result<Observed, Refused> {
-        Ok(self.memory.observe(|family| plan::structure(settings, family)))
-    }
-
-    fn adopt(&self, observed: &Observed) -> Adopted {
-        plan::adopt(observed)
-    }
-
-    fn plan(&mut self, desired: &Desired, observed: &Observed) -> Plan {
-        let (plan, used) = plan::plan(desired, observed);
-        self.used = used;
-        plan
-    }
-
-    fn plan_changes(&mut self, changes: &Changes) -> Plan {
-        plan::plan_changes(changes, &Family::ALL, &mut self.used)
-    }
-
-    fn steps(&self, plan: &Plan) -> usize {
-        plan.len()
-    }
-
-    fn apply(&mut self, plan: &Plan) -> Result<(), Refused> {
-        self.commits.lock().unwrap().push(Instant::now());
-        self.memory.apply(plan)
-    }
-
-    fn disturbed(&mut self) -> Result<bool, Refused> {
-        Ok(false)
-    }
+/// The tables in memory, and the times of the commits.
+fn timed() -> (Plane, Arc<Mutex<Vec<Instant>>>) {
+    let commits: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let times = commits.clone();
+    let check = move |_: &Plan| {
+        times.lock().unwrap().push(Instant::now());
+        Ok(())
+    };
+    (Plane::new(Box::new(check)), commits)
 }
 
 fn service(n: u8) -> Change {
@@ -75,7 +36,7 @@ fn node(addresses: &[IpAddr]) -> Change {
 }
 
 /// A loop over this plane, and where it reports.
-fn reconciler(plane: Timed) -> (Reconciler<Timed>, Arc<crate::health::Status>) {
+fn reconciler(plane: Plane) -> (Reconciler<Plane>, Arc<crate::health::Status>) {
     let merged = merge::merge(&merge::Given::default(), None).unwrap();
     let metrics = crate::metrics::Metrics::new().expect("names that do not clash");
     let reporting = crate::reporting::Reporting::new(Arc::new(metrics));
@@ -89,15 +50,14 @@ async fn a_retry_that_is_due_waits_for_the_node_without_spinning() {
     let (now, say_again) = (Instant::now(), Instant::now() + NODE_INTERVAL);
     schedule.complete = true;
     schedule.retry = Some((now, RETRY.0));
-    assert!(schedule.is_due() && schedule.wake() == Some(now));
+    assert!(schedule.is_due() && schedule.wake(None) == Some(now));
     schedule.missing = Some((say_again, "there is no such Node"));
-    assert!(!schedule.is_due() && schedule.wake() == Some(say_again));
+    assert!(!schedule.is_due() && schedule.wake(None) == Some(say_again));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_first_commit_waits_for_the_node_and_its_address() {
-    let plane = Timed::default();
-    let commits = plane.commits.clone();
+    let (plane, commits) = timed();
     let (mut reconciler, status) = reconciler(plane);
     reconciler.require_node();
     let ready = || status.readyz().status().as_u16();
@@ -128,8 +88,7 @@ async fn the_first_commit_waits_for_the_node_and_its_address() {
 
 /// When commits come, in tenths of a second, if Services come at `changes`.
 async fn commits(min_sync_period: Duration, changes: &[u64]) -> Vec<u64> {
-    let plane = Timed::default();
-    let times = plane.commits.clone();
+    let (plane, times) = timed();
     let (tx, rx) = mpsc::channel(16);
     let start = Instant::now();
     let source = async {

@@ -22,6 +22,17 @@ pub struct Index {
     node: Option<Node>,
     service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     dirty: Dirty,
+    /// Services that changed since [`Index::settle`], as they were then.
+    before: FxHashMap<ObjectName, Version>,
+    /// Services that are shown as they once were.
+    held: FxHashMap<ObjectName, Version>,
+}
+
+/// A Service with its slices at one time.
+#[derive(Clone, Debug, Default)]
+struct Version {
+    service: Option<Arc<Service>>,
+    slices: Vec<Arc<EndpointSlice>>,
 }
 
 /// What changed since [`Index::take_dirty`] was last called.
@@ -77,6 +88,7 @@ impl Index {
         if self.services.get(&name).map(Arc::as_ref) == service.as_ref() {
             return;
         }
+        self.note(&name);
         match service {
             Some(service) => self.services.insert(name.clone(), Arc::new(service)),
             None => self.services.remove(&name),
@@ -92,6 +104,7 @@ impl Index {
         if let Some(old) = self.slices.remove(&name) {
             self.endpoint_count -= old.endpoints.len();
             let owner = ObjectName { namespace: name.namespace.clone(), name: old.service.clone() };
+            self.note(&owner);
             if let Some(slices) = self.slices_of.get_mut(&owner) {
                 slices.retain(|s| s.name != name);
                 if slices.is_empty() {
@@ -102,6 +115,7 @@ impl Index {
         }
         if let Some(slice) = slice {
             let owner = ObjectName { namespace: name.namespace.clone(), name: slice.service.clone() };
+            self.note(&owner);
             if let Some(at) = slice.triggered {
                 self.dirty.triggers.push((slice.family, at));
             }
@@ -118,19 +132,84 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
+    /// Remembers what a Service was before it changed.
+    fn note(&mut self, name: &ObjectName) {
+        if !self.before.contains_key(name) {
+            let slices = self.slices_of.get(name).cloned().unwrap_or_default();
+            self.before.insert(name.clone(), Version { service: self.services.get(name).cloned(), slices });
+        }
+    }
+
+    /// All that changed so far is in rules: to this a Service goes back that is held.
+    pub fn settle(&mut self) {
+        // A first list leaves it large.
+        self.before = FxHashMap::default();
+    }
+
+    /// The Services that changed since then, in no order.
+    pub fn changed(&self) -> Vec<ObjectName> {
+        self.before.keys().cloned().collect()
+    }
+
+    /// Shows a Service as it was before its last change, or, where that did not change it, as if it were not there.
+    /// Says whether anything is different now.
+    pub fn hold(&mut self, name: &ObjectName) -> bool {
+        let version = match self.held.get(name) {
+            Some(version) if version.service.is_none() => return false,
+            Some(_) => Version::default(),
+            None => self.before.get(name).cloned().unwrap_or_default(),
+        };
+        self.held.insert(name.clone(), version);
+        true
+    }
+
+    /// Shows a Service as it is, until it is held again.
+    pub fn release(&mut self, name: &ObjectName) {
+        if let Some(version) = self.held.remove(name) {
+            self.before.insert(name.clone(), version);
+        }
+    }
+
+    /// Shows all Services as they are.
+    pub fn release_all(&mut self) {
+        self.before.extend(std::mem::take(&mut self.held));
+    }
+
+    /// Whether a Service is shown as it once was.
+    pub fn is_held(&self, name: &ObjectName) -> bool {
+        self.held.contains_key(name)
+    }
+
     /// The Service of this name.
     pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        match self.held.get(name) {
+            Some(version) => version.service.as_ref(),
+            None => self.services.get(name),
+        }
+    }
+
+    /// The Service of this name as it is, held or not.
+    pub fn newest(&self, name: &ObjectName) -> Option<&Arc<Service>> {
         self.services.get(name)
     }
 
+    /// The names of all Services as they are, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services.keys()
+    }
+
     /// All Services, in no order.
-    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
-        self.services.values()
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let newest = self.services.values().filter(|s| !self.is_held(&s.name));
+        newest.chain(self.held.values().filter_map(|version| version.service.as_ref()))
     }
 
     /// The slices of a Service, in no order.
     pub fn slices_of(&self, service: &ObjectName) -> &[Arc<EndpointSlice>] {
-        self.slices_of.get(service).map_or(&[], Vec::as_slice)
+        match self.held.get(service) {
+            Some(version) => &version.slices,
+            None => self.slices_of.get(service).map_or(&[], Vec::as_slice),
+        }
     }
 
     /// Every endpoint of every slice, in no order.
@@ -191,6 +270,41 @@ mod tests {
         index.apply(Change::EndpointSlice(name, None));
         assert_eq!(index.take_dirty(), dirty(&["b"]));
         assert_eq!(index.counts(), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_held_service_stays_what_it_was() {
+        let mut index = Index::new("node1");
+        let service = ObjectName::new("ns", "a");
+        let slices = |index: &Index| {
+            index
+                .slices_of(&ObjectName::new("ns", "a"))
+                .iter()
+                .map(|s| s.name.name.to_string())
+                .collect::<Vec<_>>()
+        };
+        let name = |n: &str| ObjectName::new("ns", n);
+        index.apply(Change::Service(service.clone(), Some(Service::new(service.clone(), vec![], vec![]))));
+        index.apply(Change::EndpointSlice(name("s1"), Some(slice("s1", "a"))));
+        index.settle();
+        index.apply(Change::EndpointSlice(name("s2"), Some(slice("s2", "a"))));
+        index.apply(Change::EndpointSlice(name("s1"), None));
+        assert_eq!(slices(&index), ["s2"]);
+        assert!(index.hold(&service));
+        assert_eq!(slices(&index), ["s1"], "as it was when it was settled");
+        index.settle();
+        index.apply(Change::EndpointSlice(name("s3"), Some(slice("s3", "a"))));
+        assert_eq!(slices(&index), ["s1"], "changes do not show");
+        index.release(&service);
+        assert_eq!(slices(&index), ["s2", "s3"]);
+        assert!(index.hold(&service));
+        assert_eq!(slices(&index), ["s1"], "it was never settled otherwise");
+        assert!(
+            index.hold(&service) && index.service(&service).is_none() && index.services().next().is_none()
+        );
+        assert!(!index.hold(&service), "there is nothing left to take");
+        index.release(&service);
+        assert!(index.service(&service).is_some());
     }
 
     #[test]

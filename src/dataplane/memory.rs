@@ -2,13 +2,17 @@
 //! refuses. For tests and benches.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::nftables::fault;
 use super::nftables::model::{Chain, Element, Set, Step, Structure, Verdict};
-use super::nftables::plan::{Observed, ObservedTable, Plan, counted_chain, sticky_sets};
+use super::nftables::plan::{self, Observed, ObservedTable, Plan, Usage, counted_chain, sticky_sets};
+use super::{DataPlane, Fault};
 use crate::cluster::Family;
+use crate::forwarding::{Adopted, Changes, Desired, Settings};
 
 /// Tables in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,18 +35,20 @@ struct Table {
 pub struct Refused {
     /// The error that the kernel would answer.
     pub errno: Errno,
-    /// The step, as nft text.
+    /// The step.
     pub step: String,
+    /// Where in the plan it is; `None` where the transaction is refused as a whole.
+    pub at: Option<(usize, usize)>,
 }
 
 impl Memory {
     /// Applies a plan, wholly or not at all.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), Refused> {
         let mut tables = self.tables.clone();
-        for (family, steps) in &plan.tables {
-            for step in steps {
-                take(&mut tables, *family, step)
-                    .map_err(|errno| Refused { errno, step: format!("{step:?}") })?;
+        for (part, (family, steps)) in plan.tables.iter().enumerate() {
+            for (at, step) in steps.iter().enumerate() {
+                let refused = |errno| Refused { errno, step: format!("{step:?}"), at: Some((part, at)) };
+                take(&mut tables, *family, step).map_err(refused)?;
             }
         }
         self.tables = tables;
@@ -62,6 +68,83 @@ impl Memory {
             })
         };
         Family::ALL.into_iter().map(|family| (family, read(family))).collect()
+    }
+}
+
+/// Looks at a plan before it is applied, and may refuse it.
+pub type Check = Box<dyn FnMut(&Plan) -> Result<(), Refused> + Send>;
+
+/// The tables as a data plane.
+pub struct Plane {
+    /// The tables, for others to look at.
+    pub tables: Arc<Mutex<Memory>>,
+    check: Check,
+    used: Usage,
+    planned: Usage,
+}
+
+impl Plane {
+    /// No tables yet; refuses what `check` does and what the kernel would.
+    pub fn new(check: Check) -> Plane {
+        Plane { tables: Arc::default(), check, used: Usage::default(), planned: Usage::default() }
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Memory> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DataPlane for Plane {
+    type Observed = Observed;
+    type Plan = Plan;
+    type Error = Refused;
+
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn observe(&mut self, settings: &Settings) -> Result<Observed, Refused> {
+        Ok(self.tables().observe(|family| plan::structure(settings, family)))
+    }
+
+    fn adopt(&self, observed: &Observed) -> Adopted {
+        plan::adopt(observed)
+    }
+
+    fn plan(&mut self, desired: &Desired, observed: &Observed) -> Plan {
+        let (plan, planned) = plan::plan(desired, observed);
+        self.used = if plan.is_empty() { planned.clone() } else { plan::usage(observed) };
+        self.planned = planned;
+        plan
+    }
+
+    fn plan_changes(&mut self, changes: &Changes) -> Plan {
+        self.planned.clone_from(&self.used);
+        plan::plan_changes(changes, &Family::ALL, &mut self.planned)
+    }
+
+    fn steps(&self, plan: &Plan) -> usize {
+        plan.len()
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), Refused> {
+        (self.check)(plan)?;
+        self.tables().apply(plan)?;
+        self.used.clone_from(&self.planned);
+        Ok(())
+    }
+
+    fn fault(&mut self, plan: &Plan, refused: &Refused) -> Fault {
+        let Some(at) = refused.at else { return Fault::Unnamed };
+        let parts = fault::parts(plan, at);
+        if parts.is_empty() {
+            return Fault::Elsewhere;
+        }
+        Fault::Named(parts.into_iter().map(|part| (part, refused.to_string())).collect())
+    }
+
+    fn disturbed(&mut self) -> Result<bool, Refused> {
+        Ok(false)
     }
 }
 

@@ -14,8 +14,8 @@ use self::encode::{Refused, commit};
 use self::model::{Set, Step};
 use self::plan::{Observed, ObservedTable, Plan, Usage};
 use self::translation::Translation;
-use super::DataPlane;
 use super::ipvs::leftovers::Leftovers;
+use super::{DataPlane, Fault};
 use crate::cluster::Family;
 use crate::forwarding::{Adopted, Changes, Desired, SetChange, Settings};
 use crate::netlink::{self, Socket};
@@ -24,6 +24,7 @@ pub mod decode;
 pub mod element;
 pub mod encode;
 pub mod expression;
+pub mod fault;
 pub mod lookup;
 pub mod model;
 pub mod plan;
@@ -89,7 +90,10 @@ pub struct Nftables {
     socket: Socket,
     /// Families that the kernel has.
     families: Vec<Family>,
+    /// What the tables add up to as they are.
     used: Usage,
+    /// The same once the plan made last is applied, where that differs.
+    planned: Option<Usage>,
     /// The generation up to which everything that happened to the rules is known.
     generation: Option<u32>,
     /// Since when others have committed, with structure and counts of our tables as before.
@@ -118,6 +122,7 @@ impl Nftables {
             socket: Socket::open()?,
             families: Family::ALL.to_vec(),
             used: Usage::default(),
+            planned: None,
             generation: None,
             unverified: None,
             settings: Settings::default(),
@@ -150,14 +155,21 @@ impl Nftables {
         translation: Translation,
         kept: &[IpAddr],
     ) -> (Plan, FxHashSet<IpAddr>) {
-        let (plan, used) = plan::plan_for(desired, observed, translation, kept);
-        self.used = used;
-        (plan, self.used.held().collect())
+        let (plan, planned) = plan::plan_for(desired, observed, translation, kept);
+        let held = planned.held().collect();
+        self.intend(&plan, planned, || plan::usage(observed));
+        (plan, held)
     }
 
     /// [`DataPlane::plan_changes`] where others begin or cease to need addresses on kube-ipvs0.
     pub(super) fn plan_keeping(&mut self, changes: &Changes, kept: &[(IpAddr, SetChange)]) -> Plan {
+        self.planned = None;
         plan::plan_changes_keeping(changes, kept, &self.families, &mut self.used)
+    }
+
+    /// What the tables will add up to by a plan, and do before.
+    fn intend(&mut self, plan: &Plan, planned: Usage, before: impl FnOnce() -> Usage) {
+        (self.used, self.planned) = if plan.is_empty() { (planned, None) } else { (before(), Some(planned)) };
     }
 
     fn read(&mut self, family: Family, settings: &Settings) -> Result<Option<ObservedTable>, netlink::Error> {
@@ -307,13 +319,16 @@ impl DataPlane for Nftables {
     }
 
     fn plan(&mut self, desired: &Desired, observed: &Observed) -> Plan {
-        let (plan, used) = plan::plan(desired, observed);
-        self.used = used;
+        let (plan, planned) = plan::plan(desired, observed);
+        self.intend(&plan, planned, || plan::usage(observed));
         plan
     }
 
     fn plan_changes(&mut self, changes: &Changes) -> Plan {
-        plan::plan_changes(changes, &self.families, &mut self.used)
+        let mut planned = self.used.clone();
+        let plan = plan::plan_changes(changes, &self.families, &mut planned);
+        self.planned = Some(planned);
+        plan
     }
 
     fn steps(&self, plan: &Plan) -> usize {
@@ -323,9 +338,7 @@ impl DataPlane for Nftables {
     fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
         debug!("\n{plan}");
         let batch = encode::encode(&plan.tables, None);
-        let first_load = plan.tables.iter().all(|(_, steps)| {
-            matches!(steps[..], [Step::CreateTable(_), ..] | [Step::DestroyTable, Step::CreateTable(_), ..])
-        });
+        let first_load = plan.tables.iter().all(|(_, steps)| makes_table(steps));
         let result = if first_load && batch.as_bytes().len() > self.socket.send_capacity() {
             self.commit_split(plan)
         } else {
@@ -337,6 +350,9 @@ impl DataPlane for Nftables {
                 let now = self.socket.generation()?;
                 let expected = self.generation.map(|g| g.wrapping_add(commits as u32));
                 self.generation = Some(now).filter(|now| Some(*now) == expected);
+                if let Some(planned) = self.planned.take() {
+                    self.used = planned;
+                }
                 Ok(())
             }
             Err(error) if self.drop_missing_family(plan, &error) => {
@@ -367,6 +383,25 @@ impl DataPlane for Nftables {
         Ok(())
     }
 
+    fn fault(&mut self, plan: &Plan, error: &Error) -> Fault {
+        let Error::Refused(refused) = error else { return Fault::Elsewhere };
+        // What somebody else did to our tables is no Service's fault. Those that are made anew do not depend on it.
+        let kept = plan.tables.iter().filter(|(_, steps)| !makes_table(steps));
+        let kept: Vec<Family> = kept.map(|(family, _)| *family).collect();
+        if self.socket.generation().ok() != self.generation
+            && kept.into_iter().any(|family| !matches!(self.is_as_left(family), Ok(true)))
+        {
+            return Fault::Elsewhere;
+        }
+        if refused.iter().any(|r| r.step.is_none()) {
+            return Fault::Unnamed;
+        }
+        let named = refused.iter().filter_map(|r| Some((fault::parts(plan, r.step?), r.to_string())));
+        let named: Vec<_> =
+            named.flat_map(|(parts, why)| parts.into_iter().map(move |part| (part, why.clone()))).collect();
+        if named.is_empty() { Fault::Elsewhere } else { Fault::Named(named) }
+    }
+
     fn disturbed(&mut self) -> Result<bool, Error> {
         let now = self.socket.generation()?;
         if Some(now) == self.generation {
@@ -384,6 +419,10 @@ impl DataPlane for Nftables {
         self.unverified.get_or_insert_with(Instant::now);
         Ok(self.is_to_be_verified())
     }
+}
+
+fn makes_table(steps: &[Step]) -> bool {
+    matches!(steps, [Step::CreateTable(_), ..] | [Step::DestroyTable, Step::CreateTable(_), ..])
 }
 
 impl Nftables {

@@ -100,6 +100,19 @@ pub struct Refused {
     pub kind: FrontendKind,
 }
 
+/// A part of the desired state that only some Services ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// A frontend.
+    Frontend(Key),
+    /// A ClusterIP.
+    ClusterIp(IpAddr),
+    /// An endpoint that may reach itself.
+    Hairpin(IpAddr),
+    /// What clients stick to, by id.
+    Affinity(u32),
+}
+
 /// Whether a member of a set came or went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetChange {
@@ -148,6 +161,37 @@ impl Changes {
             && self.cluster_ips.is_empty()
             && self.hairpin.is_empty()
             && self.stickies.is_empty()
+    }
+
+    /// Takes in what changed after this.
+    pub fn extend(&mut self, newer: Changes) {
+        let Changes {
+            frontends,
+            relayed,
+            cluster_ips,
+            hairpin,
+            stickies,
+            conflicts,
+            refused,
+            overfull,
+            services,
+            adopted: _,
+        } = newer;
+        self.relayed.extend(relayed);
+        for (key, (before, after)) in frontends {
+            self.frontends.entry(key).or_insert((before, None)).1 = after;
+        }
+        self.frontends.retain(|_, (before, after)| before != after);
+        for (id, (before, after)) in stickies {
+            self.stickies.entry(id).or_insert((before, None)).1 = after;
+        }
+        self.stickies.retain(|_, (before, after)| before != after);
+        cluster_ips.into_iter().for_each(|(address, c)| Changes::toggle(&mut self.cluster_ips, address, c));
+        hairpin.into_iter().for_each(|(address, c)| Changes::toggle(&mut self.hairpin, address, c));
+        self.conflicts.extend(conflicts);
+        self.refused.extend(refused);
+        self.overfull.extend(overfull);
+        self.services += services;
     }
 
     fn toggle(set: &mut BTreeMap<IpAddr, SetChange>, address: IpAddr, change: SetChange) {
@@ -534,6 +578,32 @@ impl Desired {
     /// Every ClusterIP, in no order.
     pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.cluster_ips.keys().copied()
+    }
+
+    /// The Services that ask for a part, sorted.
+    pub fn who_asks_for(&self, part: Part) -> Vec<ObjectName> {
+        let mut names: Vec<ObjectName> = match part {
+            Part::Frontend(key) => self.frontend(&key).map(|(_, s)| s.name.clone()).into_iter().collect(),
+            Part::ClusterIp(address) => {
+                self.cluster_ip_owners(address).iter().map(|s| s.name.clone()).collect()
+            }
+            Part::Hairpin(address) => {
+                let asks = |record: &&Record| record.hairpin.contains(&address);
+                self.services.values().filter(asks).map(|record| record.service.name.clone()).collect()
+            }
+            Part::Affinity(id) => {
+                let asks = |f: &Frontend| {
+                    [Some(&f.inside), f.outside.as_ref()]
+                        .iter()
+                        .flatten()
+                        .any(|t| t.sticky().is_some_and(|s| s.id == id))
+                };
+                self.frontends().filter(|(_, f, _)| asks(f)).map(|(_, _, s)| s.name.clone()).collect()
+            }
+        };
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     /// Every address of a possibly local endpoint, in no order.

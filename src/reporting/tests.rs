@@ -113,3 +113,21 @@ fn services_without_local_endpoints_are_counted_in_and_out() {
     reporting.worked_out(Some(&[name()]), &index, &node());
     assert_eq!(count(), [0, 0]);
 }
+
+#[test]
+fn load_balancers_are_sent_elsewhere_while_a_service_is_set_aside() {
+    let mut reporting = reporting();
+    let mut index = Index::new("node1");
+    let ready = |reporting: &Reporting| {
+        let check = reporting.locals[&name()].health_check.unwrap();
+        (check.port.get(), check.endpoints)
+    };
+    index.apply(service(TrafficPolicy::Local));
+    index.apply(slice("10.0.0.5", "node1", None));
+    index.hold(&name());
+    reporting.worked_out(None, &index, &node());
+    assert_eq!(ready(&reporting), (32000, [Some(0), None]), "the port is open and says 503");
+    index.release(&name());
+    reporting.worked_out(Some(&[name()]), &index, &node());
+    assert_eq!(ready(&reporting), (32000, [Some(1), None]));
+}

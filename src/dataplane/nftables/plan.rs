@@ -142,6 +142,12 @@ impl Usage {
         self.held.keys().copied()
     }
 
+    /// Takes in those of another family.
+    fn extend(&mut self, other: Usage) {
+        self.chains.extend(other.chains);
+        self.elements.extend(other.elements);
+    }
+
     fn chains(&self, family: Family) -> Vec<Chain> {
         let of_family = self.chains.keys().filter(|(f, _)| *f == family);
         let mut chains: Vec<Chain> = of_family.map(|(_, c)| *c).collect();
@@ -240,6 +246,15 @@ pub fn elements(desired: &Desired, translation: &Translation, family: Family) ->
     out
 }
 
+/// What observed tables add up to.
+pub fn usage(observed: &Observed) -> Usage {
+    let mut used = Usage::default();
+    for (family, table) in observed.iter().filter_map(|(family, table)| Some((*family, table.as_ref()?))) {
+        used.extend(Usage::of(family, &table.elements));
+    }
+    used
+}
+
 /// The chains of a count that these elements need, sorted.
 pub fn chains<'a>(family: Family, elements: impl IntoIterator<Item = &'a Element>) -> Vec<Chain> {
     Usage::of(family, elements).chains(family)
@@ -273,8 +288,7 @@ pub fn plan_for(
             _ => create(structure(desired.settings(), *family), table.is_some(), chains, elements),
         };
         plan.push(*family, steps);
-        used.chains.extend(used_here.chains);
-        used.elements.extend(used_here.elements);
+        used.extend(used_here);
     }
     (plan, used)
 }
