@@ -77,12 +77,14 @@ pub fn bind(
     Listening::bind(what, address, None, |listener| serve_all(listener, connections, route))
 }
 
-/// The same, but an address that cannot be had is a warning and is tried again every 5 seconds, for ever.
+/// The same, but an address that cannot be had is a warning, and told to `failed`; it is tried again every 5 seconds,
+/// for ever.
 pub async fn bind_when_free(
     what: &str,
     address: SocketAddr,
     connections: Arc<Semaphore>,
     route: Route,
+    failed: impl Fn(&BindError),
 ) -> Listening {
     let mut warned: Option<BindError> = None;
     loop {
@@ -94,6 +96,7 @@ pub async fn bind_when_free(
             Err(error) if warned.as_ref() == Some(&error) => {}
             Err(error) => {
                 warn!("{error}; trying again every {} s", listen::RETRY.as_secs());
+                failed(&error);
                 warned = Some(error);
             }
         }

@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod config;
 pub mod conntrack;
 pub mod dataplane;
+pub mod events;
 pub mod forwarding;
 pub mod health;
 pub mod host;

@@ -102,6 +102,10 @@ const REFUSED_CLAIMS: Named = (
     "sluice_refused_claims_total",
     "Addresses and ports that a Service claims and does not get: they are another's, or a flag does not allow them",
 );
+const EVENTS: Named = (
+    "sluice_events_total",
+    "Events for the API server: written, failed, or dropped since there were too many at once",
+);
 const OBJECTS: Named = ("sluice_objects", "Objects that are known, by kind");
 const API_LAST_CONTACT: Named = (
     "sluice_api_last_contact_timestamp_seconds",
@@ -177,6 +181,8 @@ pub struct Metrics {
     pub invalid_objects: IntCounter,
     /// Claims of Services that were not granted.
     pub refused_claims: IntCounter,
+    /// Events that were written, failed or were dropped.
+    pub events: IntCounterVec,
     /// Objects that are known, by kind.
     pub objects: IntGaugeVec,
 }
@@ -220,6 +226,7 @@ impl Metrics {
             drift_repaired: counter(r, DRIFT_REPAIRED)?,
             invalid_objects: counter(r, INVALID_OBJECTS)?,
             refused_claims: counter(r, REFUSED_CLAIMS)?,
+            events: counter_vec(r, EVENTS, "result")?,
             objects: gauge_vec(r, OBJECTS, &["kind"])?,
             registry: registry.clone(),
         };
@@ -230,6 +237,9 @@ impl Metrics {
             metrics.healthz.with_label_values(&[code]);
             metrics.livez.with_label_values(&[code]);
         }
+        for result in ["written", "failed", "dropped"] {
+            metrics.events.with_label_values(&[result]);
+        }
         for stage in ["observe", "apply"] {
             metrics.failures.with_label_values(&[stage]);
         }
@@ -238,6 +248,7 @@ impl Metrics {
 
     /// From now on, how the API server's watches are doing, as it is when somebody asks.
     pub fn watch_api(&self, status: Arc<ApiStatus>) -> Result<(), Error> {
+        status.request_metrics().try_for_each(|metric| self.registry.register(metric))?;
         self.registry.register(Box::new(api::Api::new(status)?))
     }
 

@@ -12,6 +12,7 @@ use crate::cluster::{Change, Index, ObjectName};
 use crate::config::{self, Config};
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
+use crate::events::{Event, reasons};
 use crate::forwarding::{Changes, Conflict, Desired, Key, Refused};
 use crate::relay::{Backend, Relay};
 use crate::reporting::Reporting;
@@ -26,6 +27,8 @@ pub struct Reconciler<D> {
     desired: Option<Desired>,
     conflicts: BTreeSet<Conflict>,
     refused: BTreeSet<Refused>,
+    /// Ports of Services with more endpoints than can be used, that were told.
+    overfull: BTreeSet<(ObjectName, Arc<str>)>,
     notices: Vec<String>,
     host_addresses: Vec<std::net::IpAddr>,
     reporting: Reporting,
@@ -71,6 +74,7 @@ impl<D: DataPlane> Reconciler<D> {
             desired: None,
             conflicts: BTreeSet::new(),
             refused: BTreeSet::new(),
+            overfull: BTreeSet::new(),
             notices: Vec::new(),
             host_addresses: Vec::new(),
             reporting,
@@ -261,7 +265,8 @@ impl<D: DataPlane> Reconciler<D> {
         self.index.settle();
         // A Node that goes later takes no rules with it.
         self.node_required = false;
-        self.conflicts.clear();
+        let conflicts: BTreeSet<&Conflict> = changes.conflicts.iter().collect();
+        self.conflicts.retain(|conflict| conflicts.contains(conflict));
         Ok((steps, changes))
     }
 
@@ -305,19 +310,34 @@ impl<D: DataPlane> Reconciler<D> {
 
     /// Warns of what the operator should know, once while it lasts.
     fn tell(&mut self, changes: &Changes) {
+        let Some(desired) = &self.desired else { return };
+        let send = |name: &ObjectName, reason, note: String| {
+            if let Some(service) = self.index.newest(name) {
+                self.reporting.events.send(Event::warning(name, &service.uid, reason, note).everywhere());
+            }
+        };
         for (service, port, endpoints) in &changes.overfull {
-            let most = crate::forwarding::MAX_ENDPOINTS;
-            warn!(%service, %port, endpoints, "only the first {most} endpoints are used");
+            if self.overfull.insert((service.clone(), port.clone())) {
+                let most = crate::forwarding::MAX_ENDPOINTS;
+                warn!(%service, %port, endpoints, "only the first {most} endpoints are used");
+                let note = format!("port {port:?} has {endpoints} endpoints; only the first {most} are used");
+                send(service, reasons::TOO_MANY_ENDPOINTS, note);
+            }
         }
-        if let Some(desired) = &self.desired {
-            // A claim that lost before may have its address by now.
-            self.conflicts.retain(|c| desired.frontend(&c.key).is_some_and(|(_, s)| s.name == c.winner));
-        }
-        for conflict in &changes.conflicts {
+        // A claim that lost before may have its address by now.
+        let lasts = |c: &Conflict| {
+            desired.frontend(&c.key).is_some_and(|(_, s)| s.name == c.winner)
+                || desired.cluster_ip_owners(c.key.address).iter().any(|s| s.name == c.winner)
+        };
+        self.conflicts.retain(lasts);
+        for conflict in changes.conflicts.iter().filter(|conflict| lasts(conflict)) {
             if self.conflicts.insert(conflict.clone()) {
                 let Conflict { loser, key, kind, winner } = conflict;
                 self.reporting.metrics.refused_claims.inc();
                 warn!(service = %loser, %winner, "{key} ({kind}) is not served for this Service: it belongs to {winner}");
+                let note =
+                    format!("{key} ({kind}) is not served for this Service: it belongs to Service {winner}");
+                send(loser, reasons::ADDRESS_TAKEN, note);
             }
         }
         self.refused.retain(|r| self.index.service(&r.service).is_some());
@@ -326,6 +346,10 @@ impl<D: DataPlane> Reconciler<D> {
                 let Refused { service, key, kind } = refused;
                 self.reporting.metrics.refused_claims.inc();
                 warn!(%service, "{key} ({kind}) is not served: this agent's flags do not allow Services this address");
+                let note = format!(
+                    "{key} ({kind}) is not served: the node agent's flags do not allow Services this address"
+                );
+                send(service, reasons::ADDRESS_NOT_ALLOWED, note);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustc_hash::FxHashMap;
 
 use crate::cluster::{Change, Family, Index, ObjectName};
+use crate::events::Events;
 use crate::forwarding::{Local, NodeView, local};
 use crate::health::Status;
 use crate::health::services::ServiceChecks;
@@ -24,6 +25,8 @@ pub struct Reporting {
     pub metrics: Arc<Metrics>,
     /// Health check ports.
     pub service_checks: Arc<ServiceChecks>,
+    /// Where events are given.
+    pub events: Events,
     /// Services that want local endpoints; those for which nothing is to be told are not here.
     locals: FxHashMap<ObjectName, Local>,
     totals: Totals,
@@ -58,6 +61,7 @@ impl Reporting {
             status: Arc::default(),
             metrics,
             service_checks: Arc::default(),
+            events: Events::default(),
             locals: FxHashMap::default(),
             totals: Totals::default(),
             triggers: Vec::new(),
@@ -153,6 +157,9 @@ impl Reporting {
             };
             self.totals.replace(before, after);
             let after = after.and_then(|l| l.health_check);
+            if let (Some(_), Some(service)) = (after, index.newest(name)) {
+                self.service_checks.identify(name, &service.uid);
+            }
             if before.and_then(|l| l.health_check) != after {
                 checks.push((name.clone(), after));
             }
@@ -168,7 +175,11 @@ impl Reporting {
         self.totals = Totals::default();
         self.locals.values().for_each(|local| self.totals.replace(None, Some(*local)));
         let checks = self.locals.iter().filter_map(|(name, l)| Some((name.clone(), l.health_check?)));
-        self.service_checks.replace(checks.collect(), &node.node_port_addresses);
+        let checks: FxHashMap<_, _> = checks.collect();
+        for service in checks.keys().filter_map(|name| index.newest(name)) {
+            self.service_checks.identify(&service.name, &service.uid);
+        }
+        self.service_checks.replace(checks, &node.node_port_addresses);
     }
 }
 

@@ -56,9 +56,20 @@ pub fn format(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", since.subsec_nanos())
 }
 
+/// The same with microseconds: Kubernetes' MicroTime takes no other number of digits.
+pub fn format_micros(time: SystemTime) -> String {
+    let text = format(time);
+    format!("{}Z", text.get(..text.len().saturating_sub(4)).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn micro_times_have_six_digits() {
+        assert_eq!(format_micros(UNIX_EPOCH + Duration::new(0, 1_234_999)), "1970-01-01T00:00:00.001234Z");
+    }
 
     #[test]
     fn what_is_written_is_read() {

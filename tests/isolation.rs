@@ -18,6 +18,7 @@ use sluice::config::{Config, merge};
 use sluice::dataplane::memory::{Memory, Plane, Refused};
 use sluice::dataplane::nftables::model::{Element, Step};
 use sluice::dataplane::nftables::plan::{self, Observed, Plan};
+use sluice::events::Events;
 use sluice::forwarding::{Desired, Frontend, Settings};
 use sluice::metrics::Metrics;
 use sluice::reconcile::Reconciler;
@@ -54,6 +55,7 @@ struct Node {
     metrics: Arc<Metrics>,
     status: Arc<sluice::health::Status>,
     poison: Arc<Mutex<Poison>>,
+    events: tokio::sync::mpsc::Receiver<sluice::events::Event>,
     tables: Arc<Mutex<Memory>>,
     /// All objects, without anything held back.
     index: Index,
@@ -67,10 +69,12 @@ impl Node {
         let tables = plane.tables.clone();
         let merged = merge::merge(&merge::Given::default(), None).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
-        let reporting = Reporting::new(metrics.clone());
+        let mut reporting = Reporting::new(metrics.clone());
+        let (sender, events) = Events::queue(metrics.events.clone());
+        reporting.events = sender;
         let status = reporting.status.clone();
         let reconciler = Reconciler::new(Config::new(&merged, "node1").unwrap(), plane, reporting);
-        Node { reconciler, metrics, status, poison, tables, index: Index::new("node1") }
+        Node { reconciler, metrics, status, poison, events, tables, index: Index::new("node1") }
     }
 
     fn refuse(&self, addresses: &[&str]) {
@@ -237,6 +241,13 @@ fn what_is_refused_keeps_its_old_rules_and_is_tried_again() {
         };
         assert_eq!(keys(&node), ["10.96.0.1:80/tcp", "10.96.0.2:81/tcp"]);
         assert_eq!(node.metrics.services_set_aside.get(), 1);
+        let event = node.events.try_recv().expect("an event");
+        assert_eq!((event.reason, event.kind), ("RulesRefused", sluice::events::Type::Warning));
+        let refused = "10.96.0.9, protocol: Tcp, port: 80";
+        assert!(
+            event.note.contains(refused) && event.note.contains("its rules stay as they were"),
+            "{event:?}"
+        );
         // The node as a whole is well.
         let healthz = node.status.healthz(std::time::Instant::now(), std::time::SystemTime::now());
         assert_eq!(healthz.status().as_u16(), 200);
@@ -251,6 +262,7 @@ fn what_is_refused_keeps_its_old_rules_and_is_tried_again() {
             node.apply(vec![]);
             assert_eq!(node.poison.lock().unwrap().refusals, before + 1);
         }
+        assert!(node.events.try_recv().is_err(), "it is said once");
         // At once when it changes.
         node.apply(vec![service("a", "10.96.0.7", 80)]);
         assert!(node.aside().is_empty() && node.reconciler.next_retry().is_none());

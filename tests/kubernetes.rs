@@ -7,6 +7,8 @@ mod agent;
 mod apiserver;
 #[path = "kubernetes/credentials.rs"]
 mod credentials;
+#[path = "kubernetes/events.rs"]
+mod event_records;
 #[path = "support/events.rs"]
 #[allow(dead_code)]
 mod events;

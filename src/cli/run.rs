@@ -20,6 +20,7 @@ use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::dataplane::ipvs::Ipvs;
 use crate::dataplane::nftables::Nftables;
+use crate::events::{Event, Events, Type, reasons};
 use crate::host::kube_proxy::running;
 use crate::metrics::Metrics;
 use crate::reconcile::Reconciler;
@@ -103,7 +104,14 @@ impl Run {
     ) -> anyhow::Result<()> {
         let metrics = Arc::new(Metrics::new()?);
         let manifests = manifests.map(|m| m.counting(metrics.invalid_objects.clone()));
-        let reporting = Reporting::new(metrics);
+        let mut reporting = Reporting::new(metrics);
+        let mut queue = None;
+        if manifests.is_none() {
+            let (events, receiver) = Events::queue(reporting.metrics.events.clone());
+            events.send(Event::node(Type::Normal, reasons::STARTING, ""));
+            reporting.events = events;
+            queue = Some(receiver);
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
             let mut servers = servers::start(&config.servers, &reporting, plane.name())?;
@@ -112,7 +120,11 @@ impl Run {
                 Some(manifests) => tokio::spawn(manifests.run(tx)),
                 None => {
                     let source = api_server::open(&config.client, &config.node_name).await?;
-                    let source = source.counting(reporting.metrics.invalid_objects.clone());
+                    let mut source = source.counting(reporting.metrics.invalid_objects.clone());
+                    if let Some(queue) = queue {
+                        let counter = reporting.metrics.events.clone();
+                        source = source.recording(reporting.events.clone(), queue, counter);
+                    }
                     reporting.metrics.watch_api(source.status())?;
                     tokio::spawn(source.run(tx))
                 }

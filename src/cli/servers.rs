@@ -6,9 +6,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::config::Servers;
+use crate::events::{Event, Type, reasons};
 use crate::health::servers;
 use crate::http::{self, Route};
-use crate::listen::Listening;
+use crate::listen::{BindError, Listening};
 use crate::reporting::Reporting;
 
 /// Connections at a time to each of the two servers.
@@ -22,20 +23,34 @@ pub fn start(
 ) -> anyhow::Result<JoinSet<()>> {
     let (status, metrics) = (reporting.status.clone(), reporting.metrics.clone());
     let mut tasks = JoinSet::new();
-    tasks.spawn(reporting.service_checks.clone().serve(status.clone()));
-    let servers: [(&str, _, Route); 2] = [
-        ("--healthz-bind-address", config.healthz, servers::health(status, metrics.clone())),
-        ("--metrics-bind-address", config.metrics, servers::metrics(metrics, proxy_mode)),
+    tasks.spawn(reporting.service_checks.clone().serve(status.clone(), reporting.events.clone()));
+    let servers: [(&str, _, Route, _); 2] = [
+        (
+            "--healthz-bind-address",
+            config.healthz,
+            servers::health(status, metrics.clone()),
+            reasons::HEALTHZ_SERVER,
+        ),
+        (
+            "--metrics-bind-address",
+            config.metrics,
+            servers::metrics(metrics, proxy_mode),
+            reasons::METRICS_SERVER,
+        ),
     ];
-    for (flag, address, route) in servers {
+    for (flag, address, route, reason) in servers {
         let Some(address) = address else { continue };
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         if config.bind_hard_fail {
             let server = http::bind(flag, address, connections, route)?;
             tasks.spawn(keep(server));
         } else {
+            let events = reporting.events.clone();
+            let failed = move |error: &BindError| {
+                events.send(Event::node(Type::Warning, reason, error.to_string()));
+            };
             tasks.spawn(async move {
-                keep(http::bind_when_free(flag, address, connections, route).await).await;
+                keep(http::bind_when_free(flag, address, connections, route, failed).await).await;
             });
         }
     }

@@ -145,6 +145,8 @@ pub enum TrafficDistribution {
 pub struct Service {
     /// Its name.
     pub name: ObjectName,
+    /// `metadata.uid`, for events; empty in files.
+    pub uid: Arc<str>,
     /// `metadata.creationTimestamp` in seconds since the epoch; where two Services claim the same address and
     /// port the older wins. Files often lack it: 0, and then the name decides.
     pub created: i64,
@@ -177,6 +179,7 @@ impl Service {
     pub fn new(name: ObjectName, cluster_ips: Vec<IpAddr>, ports: Vec<ServicePort>) -> Service {
         Service {
             name,
+            uid: "".into(),
             created: 0,
             cluster_ips,
             external_ips: vec![],

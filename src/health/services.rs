@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::Status;
 use crate::cluster::{Family, ObjectName};
+use crate::events::{Event, Events, reasons};
 use crate::forwarding::HealthCheck;
 use crate::http::{self, Response, Route};
 use crate::listen::{Ports, Told};
@@ -38,6 +39,8 @@ struct State {
     checks: FxHashMap<ObjectName, HealthCheck>,
     /// The node's addresses for NodePorts.
     addresses: Vec<IpAddr>,
+    /// The uid of each Service, for events.
+    uids: FxHashMap<ObjectName, Arc<str>>,
 }
 
 /// A listener: for which Service, on which address.
@@ -57,7 +60,10 @@ impl ServiceChecks {
             let after = check.map(listens);
             let before = match check {
                 Some(check) => state.checks.insert(name, check),
-                None => state.checks.remove(&name),
+                None => {
+                    state.uids.remove(&name);
+                    state.checks.remove(&name)
+                }
             };
             changed |= before.map(listens) != after;
         }
@@ -68,8 +74,16 @@ impl ServiceChecks {
 
     /// All checks, and the addresses that they are served on.
     pub fn replace(&self, checks: FxHashMap<ObjectName, HealthCheck>, addresses: &[IpAddr]) {
-        *self.state() = State { checks, addresses: addresses.to_vec() };
+        let mut state = self.state();
+        state.uids.retain(|name, _| checks.contains_key(name));
+        (state.checks, state.addresses) = (checks, addresses.to_vec());
+        drop(state);
         self.ports_changed.notify_one();
+    }
+
+    /// By what events name a Service; to be told before its health check.
+    pub fn identify(&self, name: &ObjectName, uid: &Arc<str>) {
+        self.state().uids.insert(name.clone(), uid.clone());
     }
 
     /// What should be listened on.
@@ -104,7 +118,7 @@ impl ServiceChecks {
     }
 
     /// Keeps the ports open that Services ask for; ends never.
-    pub async fn serve(self: Arc<Self>, status: Arc<Status>) {
+    pub async fn serve(self: Arc<Self>, status: Arc<Status>, events: Events) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         let what = |(name, address): &Port| format!("health check port {} of Service {name}", address.port());
         let mut ports = Ports::default();
@@ -121,6 +135,10 @@ impl ServiceChecks {
                     Told::Opened { late: true } => info!(%service, %address, "{} is served now", what(port)),
                     Told::Closed => debug!(%service, %address, "health check port closed"),
                     Told::Failed(error) => {
+                        let uid = self.state().uids.get(service).cloned().unwrap_or_default();
+                        let reason = reasons::HEALTH_CHECK_PORT;
+                        let note = format!("{error}; load balancers do not send traffic to this node");
+                        events.send(Event::warning(service, &uid, reason, note));
                         warn!("{error}; load balancers do not send traffic here; trying again")
                     }
                 }

@@ -113,7 +113,9 @@ async fn an_address_is_tried_until_it_is_free() {
     let address = first.address();
     let connections = Arc::new(Semaphore::new(8));
     let second =
-        tokio::spawn(async move { bind_when_free("--some-flag", address, connections, route()).await });
+        tokio::spawn(
+            async move { bind_when_free("--some-flag", address, connections, route(), |_| {}).await },
+        );
     sleep(listen::RETRY * 3).await;
     assert!(!second.is_finished());
     first.close().await;

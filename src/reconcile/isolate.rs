@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::Reconciler;
 use crate::cluster::ObjectName;
 use crate::dataplane::{DataPlane, Fault};
+use crate::events::{Event, reasons};
 use crate::forwarding::{Changes, Desired};
 
 /// How often the Services are left out that the kernel names, before they are looked for by halves.
@@ -246,6 +247,12 @@ impl<D: DataPlane> Reconciler<D> {
                     None => "it has no rules",
                 };
                 warn!(service = %name, "set aside, {rules}: {reason}; tried again when it changes, and from time to time");
+                if let Some(service) = self.index.newest(&name) {
+                    let note = format!(
+                        "{reason}; {rules}. It is tried again when it changes, and from time to time."
+                    );
+                    self.reporting.events.send(Event::warning(&name, &service.uid, reasons::SET_ASIDE, note));
+                }
             }
             self.aside.services.insert(name, Waiting { retry: now + wait, wait, reason });
         }

@@ -37,11 +37,13 @@ pub struct Invalid {
     pub field: String,
     /// The problem.
     pub problem: String,
+    /// It is an address of a family that the Service does not have.
+    pub wrong_family: bool,
 }
 
 impl Invalid {
     fn new(field: impl Into<String>, problem: impl Into<String>) -> Invalid {
-        Invalid { field: field.into(), problem: problem.into() }
+        Invalid { field: field.into(), problem: problem.into(), wrong_family: false }
     }
 }
 
@@ -137,6 +139,7 @@ fn convert_service(
     };
     Ok(Some(Service {
         name: name(&object.metadata, names),
+        uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
         created: created(&object.metadata, warnings),
         cluster_ips,
         external_ips,
@@ -251,7 +254,7 @@ fn own_addresses<'a>(
             Ok(ip) if !has(Family::of(ip)) => {
                 let family = Family::of(ip);
                 let problem = format!("{ip} is left out: the Service has no {family} ClusterIP");
-                warnings.push(Invalid::new(field, problem));
+                warnings.push(Invalid { wrong_family: true, ..Invalid::new(field, problem) });
             }
             Ok(ip) if addresses.contains(&ip) => {}
             Ok(ip) => addresses.push(ip),

@@ -9,6 +9,7 @@
 mod connection;
 mod error;
 mod outage;
+mod recorder;
 mod reflector;
 mod request;
 mod resource;
@@ -17,7 +18,7 @@ mod status;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntCounterVec};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, error, info};
@@ -28,7 +29,9 @@ pub use status::ApiStatus;
 
 use super::Batch;
 use crate::cluster::{Change, Interner};
+use crate::events::{Event, Events};
 use outage::Outages;
+use recorder::Recorder;
 use reflector::{Reflector, Shared, spread};
 use request::Page;
 use resource::Resource;
@@ -59,6 +62,10 @@ pub struct Timing {
     pub retry_most: Duration,
     /// Before a resource that the server does not know is asked for again; at most twice that.
     pub absent: Duration,
+    /// The least time between two writes of the same event.
+    pub event_series: Duration,
+    /// Before an event is sent again that nobody answered.
+    pub event_retry: Duration,
 }
 
 impl Default for Timing {
@@ -75,6 +82,8 @@ impl Default for Timing {
             retry_unanswered: Duration::from_secs(4),
             retry_most: Duration::from_secs(30),
             absent: Duration::from_secs(600),
+            event_series: Duration::from_secs(60),
+            event_retry: Duration::from_secs(10),
         }
     }
 }
@@ -95,12 +104,33 @@ pub struct Kubernetes {
     node: Arc<str>,
     timing: Timing,
     status: Arc<ApiStatus>,
+    events: Events,
+    recording: Option<(mpsc::Receiver<Event>, IntCounterVec)>,
 }
 
 impl Kubernetes {
     /// Asks nothing yet. `node` is the name of the own Node.
     pub fn new(connection: Connection, node: &str, timing: Timing) -> Kubernetes {
-        Kubernetes { connection, node: node.into(), timing, status: Arc::default() }
+        Kubernetes {
+            connection,
+            node: node.into(),
+            timing,
+            status: Arc::default(),
+            events: Events::default(),
+            recording: None,
+        }
+    }
+
+    /// What comes through this queue is written, and counted; what is left out of Services goes into it, too.
+    pub fn recording(
+        mut self,
+        events: Events,
+        queue: mpsc::Receiver<Event>,
+        counter: IntCounterVec,
+    ) -> Kubernetes {
+        self.events = events;
+        self.recording = Some((queue, counter));
+        self
     }
 
     /// Objects that are left out because they make no sense are counted here, too.
@@ -117,10 +147,14 @@ impl Kubernetes {
     /// Sends changes until nobody takes them any more. The API server may be away for any time: what was sent holds
     /// meanwhile.
     pub async fn run(self, changes: mpsc::Sender<Batch>) {
-        let Kubernetes { connection, node, timing, status } = self;
+        let Kubernetes { connection, node, timing, status, events, recording } = self;
         info!(server = connection.current().url, node = &*node, "watching the API server");
-        let shared = Arc::new(Shared { connection, timing, status, outages: Outages::default(), changes });
+        let outages = Outages::default();
+        let shared = Arc::new(Shared { connection, timing, status, outages, changes, events });
         let mut tasks = JoinSet::new();
+        if let Some((queue, counter)) = recording {
+            tasks.spawn(Recorder::new(shared.clone(), node.clone(), counter).run(queue));
+        }
         for resource in Resource::all(&node) {
             tasks.spawn(Reflector::new(shared.clone(), resource).run());
         }
@@ -160,7 +194,7 @@ impl Kubernetes {
                     serde_json::from_str(&text).map_err(|e| failed(Error::Garbage(e.to_string())))?;
                 for raw in page.items.unwrap_or_default() {
                     let object = resource.read(raw.get(), &mut names);
-                    listed.warnings.extend(object.warnings);
+                    listed.warnings.extend(object.warnings.into_iter().map(|warning| warning.text));
                     listed.changes.extend(object.change);
                 }
                 match page.metadata.token.filter(|t| !t.is_empty()) {

@@ -19,6 +19,8 @@ pub struct Metadata {
     /// `namespace`; empty in files means `default`.
     #[serde(deserialize_with = "nullable")]
     pub namespace: String,
+    /// `uid`.
+    pub uid: Option<String>,
     /// `resourceVersion`.
     pub resource_version: Option<String>,
     /// `creationTimestamp`, RFC 3339.

@@ -3,7 +3,7 @@
 use serde::Deserializer;
 use serde::de::DeserializeOwned;
 
-use super::convert::{self, Outcome};
+use super::convert::{self, Invalid, Outcome};
 use super::{Id, objects};
 use crate::cluster::{Change, Interner};
 
@@ -20,13 +20,23 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Object {
     pub(super) id: Id,
+    /// `metadata.uid`.
+    pub(super) uid: String,
     /// `metadata.resourceVersion`.
     pub(super) version: String,
     /// The value; `None` where there is none for this proxy.
     pub(super) change: Option<Change>,
     /// What is left out: parts of the object, or where `skipped` all of it.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
     pub(super) skipped: bool,
+}
+
+/// What is wrong with an object.
+#[derive(Debug, Hash)]
+pub(super) struct Warning {
+    pub(super) text: String,
+    /// An address is of a family that the Service does not have.
+    pub(super) wrong_family: bool,
 }
 
 impl Kind {
@@ -66,21 +76,26 @@ impl Kind {
             Err(error) => {
                 let metadata = bare();
                 let id = self.id(&metadata, names);
-                let warning = format!("{id} is left out: {}: {}", error.path().clone(), error.into_inner());
-                let version = metadata.resource_version.unwrap_or_default();
-                return Object { id, version, change: None, warnings: vec![warning], skipped: true };
+                let text = format!("{id} is left out: {}: {}", error.path().clone(), error.into_inner());
+                let (uid, version) =
+                    (metadata.uid.unwrap_or_default(), metadata.resource_version.unwrap_or_default());
+                let warnings = vec![Warning { text, wrong_family: false }];
+                return Object { id, uid, version, change: None, warnings, skipped: true };
             }
         };
         let id = self.id(object.metadata(), names);
         let version = object.metadata().resource_version.clone().unwrap_or_default();
+        let uid = object.metadata().uid.clone().unwrap_or_default();
+        let warn = |w: &Invalid| Warning { text: format!("{id}: {w}"), wrong_family: w.wrong_family };
         let (change, warnings, skipped) = match convert(&object, names) {
-            Outcome::Value(change, warnings) => {
-                (Some(change), warnings.iter().map(|w| format!("{id}: {w}")).collect(), false)
-            }
+            Outcome::Value(change, warnings) => (Some(change), warnings.iter().map(warn).collect(), false),
             Outcome::Ignored => (None, vec![], false),
-            Outcome::Invalid(invalid) => (None, vec![format!("{id} is left out: {invalid}")], true),
+            Outcome::Invalid(invalid) => {
+                let text = format!("{id} is left out: {invalid}");
+                (None, vec![Warning { text, wrong_family: false }], true)
+            }
         };
-        Object { id, version, change, warnings, skipped }
+        Object { id, uid, version, change, warnings, skipped }
     }
 
     fn id(self, metadata: &objects::Metadata, names: &mut Interner) -> Id {

@@ -1,5 +1,6 @@
 //! A list/watch server that behaves as a kube-apiserver does where a proxy can tell, and misbehaves on demand.
 
+mod events;
 mod net;
 mod store;
 mod watch;
@@ -73,6 +74,8 @@ pub struct Faults {
     pub half_lists: bool,
     /// How many more continue tokens are expired when they come back.
     pub expired_tokens: usize,
+    /// For every event that is written.
+    pub events: Option<Refusal>,
     /// The token that is asked for.
     pub token: Option<String>,
 }
@@ -89,6 +92,7 @@ struct Inner {
     store: Mutex<Store>,
     faults: Mutex<Faults>,
     asked: Mutex<Vec<Asked>>,
+    events: Mutex<events::Events>,
     changed: channel::Sender<u64>,
     disturbed: channel::Sender<(u64, Option<Disturbance>)>,
     /// Connections of earlier generations are dead but silent.
@@ -125,6 +129,7 @@ impl ApiServer {
             store: Mutex::default(),
             faults: Mutex::default(),
             asked: Mutex::default(),
+            events: Mutex::default(),
             changed: channel::Sender::new(0),
             disturbed: channel::Sender::new((0, None)),
             generation: Arc::default(),
@@ -201,6 +206,16 @@ impl ApiServer {
 
     pub fn asked(&self) -> Vec<Asked> {
         self.inner.asked.lock().expect("no panic before").clone()
+    }
+
+    /// The events that were written.
+    pub fn events(&self) -> Vec<Value> {
+        self.inner.events.lock().expect("no panic before").all()
+    }
+
+    /// How often an event was written or patched.
+    pub fn event_writes(&self) -> usize {
+        self.inner.events.lock().expect("no panic before").writes
     }
 
     /// Reads or writes objects; watchers hear of it.
@@ -303,7 +318,11 @@ fn decode(text: &str) -> String {
 }
 
 async fn answer(request: Request<Incoming>, inner: Arc<Inner>) -> Result<Response<Body>, Infallible> {
-    let Some(kind) = Kind::of_path(request.uri().path()) else {
+    let path = request.uri().path().to_owned();
+    if let Some((namespace, name)) = events::of_path(&path) {
+        return Ok(take_event(request, &inner, namespace, name).await);
+    }
+    let Some(kind) = Kind::of_path(&path) else {
         return Ok(whole(404, "404 page not found\n".to_owned()));
     };
     let query: BTreeMap<String, String> = request
@@ -342,6 +361,25 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>) -> Result<Respons
         return Ok(Response::new(body.boxed_unsync()));
     }
     Ok(list(&inner, kind, &query))
+}
+
+async fn take_event(
+    request: Request<Incoming>,
+    inner: &Inner,
+    namespace: &str,
+    name: Option<&str>,
+) -> Response<Body> {
+    if let Some(refusal) = inner.faults.lock().expect("no panic before").events.clone() {
+        return refused(refusal);
+    }
+    let method = request.method().as_str().to_owned();
+    let kind = request.headers().get(hyper::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let kind = kind.unwrap_or_default().to_owned();
+    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let mut events = inner.events.lock().expect("no panic before");
+    let (code, body) = events.write(&method, namespace, name, &kind, body);
+    whole(code, body.to_string())
 }
 
 fn selector(query: &BTreeMap<String, String>) -> Selector {

@@ -34,6 +34,8 @@ pub fn timing() -> Timing {
         retry_unanswered: Duration::from_millis(400),
         retry_most: Duration::from_secs(1),
         absent: Duration::from_secs(1),
+        event_series: Duration::from_secs(60),
+        event_retry: Duration::from_millis(100),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{change, populate};
 
 /// The log of this thread; the runtime of these tests has no other.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Log {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
@@ -34,7 +34,7 @@ impl<'a> MakeWriter<'a> for Log {
 }
 
 impl Log {
-    fn start() -> (Log, DefaultGuard) {
+    pub fn start() -> (Log, DefaultGuard) {
         let log = Log::default();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(log.clone())
@@ -44,7 +44,7 @@ impl Log {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    fn lines(&self, part: &str) -> Vec<String> {
+    pub fn lines(&self, part: &str) -> Vec<String> {
         let text = String::from_utf8_lossy(&self.0.lock().expect("no panic before")).into_owned();
         text.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
     }

@@ -16,14 +16,14 @@ use crate::apiserver::{ApiServer, Kind};
 use crate::populate;
 
 /// A network namespace with an agent; both go when it is dropped.
-struct Lab {
+pub struct Lab {
     namespace: String,
     folder: tempfile::TempDir,
     agent: Option<Child>,
 }
 
 impl Lab {
-    fn new(name: &str) -> Lab {
+    pub fn new(name: &str) -> Lab {
         let namespace = format!("sluice-{name}-{}", std::process::id());
         let lab = Lab { namespace, folder: tempfile::tempdir().expect("a folder"), agent: None };
         run(Command::new("ip").args(["netns", "add", &lab.namespace]));
@@ -32,7 +32,7 @@ impl Lab {
     }
 
     /// Runs `work` on a thread in the namespace; the runtime's sockets made there belong to it.
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(Path::new("/run/netns").join(&self.namespace)).expect("the namespace");
         let work = || {
             setns(file.as_fd(), CloneFlags::CLONE_NEWNET).expect("enter the namespace");
@@ -41,7 +41,7 @@ impl Lab {
         std::thread::scope(|scope| scope.spawn(work).join()).expect("no panic")
     }
 
-    fn start(&mut self, server: &ApiServer) {
+    pub fn start(&mut self, server: &ApiServer) {
         let kubeconfig = server.write_kubeconfig(self.folder.path()).expect("a kubeconfig");
         let log = File::create(self.folder.path().join("log")).expect("a log");
         let agent = Command::new("ip")
@@ -78,12 +78,12 @@ impl Lab {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).expect("a log")
     }
 
     /// The body; empty where nobody listens.
-    fn get(&self, port: u16, path: &str) -> String {
+    pub fn get(&self, port: u16, path: &str) -> String {
         let ask = || {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
             write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
@@ -95,13 +95,13 @@ impl Lab {
     }
 
     /// The value of a series, where it is there.
-    fn metric(&self, series: &str) -> Option<f64> {
+    pub fn metric(&self, series: &str) -> Option<f64> {
         let text = self.get(10249, "/metrics");
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
         Some(value.parse().expect("a number"))
     }
 
-    fn until(&self, what: &str, done: impl Fn() -> bool) {
+    pub fn until(&self, what: &str, done: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !done() {
             assert!(Instant::now() < deadline, "not within 30 s: {what}\n{}", self.log());

@@ -72,7 +72,7 @@ async fn ports_open_and_close_with_their_services() {
     let [v4, v6] = [localhost()[0], localhost()[1]];
     let (first, second) = (free_port(), free_port());
     let checks = Arc::new(ServiceChecks::default());
-    let task = tokio::spawn(checks.clone().serve(Arc::default()));
+    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default()));
     checks.replace([(name("a"), check(first, Some(1), Some(0)))].into_iter().collect(), &localhost());
     eventually(v4, first, Some(200)).await;
     eventually(v6, first, Some(503)).await;
@@ -102,7 +102,7 @@ async fn a_port_that_is_taken_is_tried_again_and_hinders_no_other() {
     let taken = std::net::TcpListener::bind((v4, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let checks = Arc::new(ServiceChecks::default());
-    let task = tokio::spawn(checks.clone().serve(Arc::default()));
+    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default()));
     let both = [(name("a"), check(port, Some(1), None)), (name("b"), check(other, Some(1), None))];
     checks.replace(both.into_iter().collect(), &[v4]);
     eventually(v4, other, Some(200)).await;
@@ -117,7 +117,7 @@ async fn a_port_that_is_taken_is_tried_again_and_hinders_no_other() {
 async fn hundreds_of_ports_are_open_at_once() {
     let v4 = localhost()[0];
     let checks = Arc::new(ServiceChecks::default());
-    let task = tokio::spawn(checks.clone().serve(Arc::default()));
+    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default()));
     // Ports that are free now; found by holding them all at once.
     let held: Vec<_> = (0..300).map(|_| std::net::TcpListener::bind((v4, 0)).unwrap()).collect();
     let ports: Vec<u16> = held.iter().map(|l| l.local_addr().unwrap().port()).collect();

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::super::read::Object;
+use super::super::read::{Object, Warning};
 use super::connection::Connection;
 use super::error::Error;
 use super::outage::Outages;
@@ -23,6 +23,7 @@ use super::resource::Resource;
 use super::status::ApiStatus;
 use super::{PAGE, Timing};
 use crate::cluster::{Change, Interner};
+use crate::events::{self, Events, reasons};
 use crate::source::{Batch, Id};
 
 /// After so many failures in a row a watch's version is given up.
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     pub(super) status: Arc<ApiStatus>,
     pub(super) outages: Outages,
     pub(super) changes: mpsc::Sender<Batch>,
+    pub(super) events: Events,
 }
 
 /// Why a list or a watch ended early.
@@ -371,7 +373,7 @@ impl Reflector {
 
     /// Takes an object in.
     fn take(&mut self, object: Object, changes: &mut Vec<Change>) {
-        let Object { id, change, warnings, skipped, .. } = object;
+        let Object { id, uid, change, warnings, skipped, .. } = object;
         if skipped {
             self.shared.status.skip();
         }
@@ -381,7 +383,7 @@ impl Reflector {
             let said = self.hasher.hash_one(&warnings);
             // The same after each list would be noise.
             if self.complaints.insert(id.clone(), said) != Some(said) {
-                warnings.iter().for_each(|warning| warn!("{warning}"));
+                warnings.iter().for_each(|warning| self.complain(&id, &uid, warning));
             }
         }
         match change {
@@ -392,6 +394,16 @@ impl Reflector {
             }
             None if self.known.remove(&id) => changes.push(id.deleted()),
             None => {}
+        }
+    }
+
+    fn complain(&self, id: &Id, uid: &str, warning: &Warning) {
+        warn!("{}", warning.text);
+        if let Id::Service(name) = id {
+            let what = if warning.wrong_family { reasons::WRONG_FAMILY } else { reasons::UNUSABLE };
+            self.shared
+                .events
+                .send(events::Event::warning(name, &uid.into(), what, &*warning.text).everywhere());
         }
     }
 

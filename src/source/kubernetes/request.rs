@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use http::{Request, header};
+use http::{Method, Request, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
 use serde::Deserialize;
@@ -142,21 +142,53 @@ pub(super) async fn get(
     timing: &Timing,
     status: &ApiStatus,
 ) -> Result<Answer, Error> {
-    let request = Request::get(uri)
+    exchange(connection, Request::get(uri), Body::empty(), timing, status).await
+}
+
+/// Writes an object, or a part of one (PATCH).
+pub(super) async fn send(
+    connection: &Connection,
+    method: Method,
+    uri: &str,
+    object: &serde_json::Value,
+    timing: &Timing,
+    status: &ApiStatus,
+) -> Result<(), Error> {
+    let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let request = Request::builder().method(method).uri(uri).header(header::CONTENT_TYPE, kind);
+    let body = Body::from(object.to_string().into_bytes());
+    let answer = exchange(connection, request, body, timing, status).await?;
+    // To its end, so that the connection can be used again.
+    answer.text(timing.answer, status).await.map(|_| ())
+}
+
+async fn exchange(
+    connection: &Connection,
+    request: http::request::Builder,
+    body: Body,
+    timing: &Timing,
+    status: &ApiStatus,
+) -> Result<Answer, Error> {
+    let request = request
         .header(header::ACCEPT, "application/json")
         .header(header::USER_AGENT, concat!("sluice/", env!("CARGO_PKG_VERSION")))
-        .body(Body::empty())
+        .body(body)
         .map_err(|error| Error::Connection(chain(&error)))?;
-    let response = timeout(timing.answer, connection.current().client.send(request))
+    let current = connection.current();
+    let (method, start) = (request.method().clone(), Instant::now());
+    let response = timeout(timing.answer, current.client.send(request))
         .await
-        .map_err(|_| Error::Silent(timing.answer))?
-        .map_err(|error| Error::Connection(chain(&error)))?;
+        .map_err(|_| Error::Silent(timing.answer))
+        .and_then(|response| response.map_err(|error| Error::Connection(chain(&error))));
+    let code = response.as_ref().map(|response| response.status().as_u16()).ok();
+    status.requested(&method, &current.url, code, start.elapsed());
+    let response = response?;
     status.contact(Some(response.version()));
     let code = response.status();
     let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok());
     let retry_after = retry_after.and_then(|v| v.parse().ok()).map(Duration::from_secs);
     let mut answer = Answer { body: response.into_body(), buffer: Vec::new(), searched: 0 };
-    if code == http::StatusCode::OK {
+    if code.is_success() {
         return Ok(answer);
     }
     // The status alone says enough if the body does not come.

@@ -122,7 +122,10 @@ mod tests {
         assert!(object.skipped && object.change.is_none());
         assert_eq!(object.id.to_string(), "Service demo/web");
         assert_eq!(object.version, "7");
-        assert!(object.warnings[0].starts_with("Service demo/web is left out: spec.ports: "), "{object:?}");
+        assert!(
+            object.warnings[0].text.starts_with("Service demo/web is left out: spec.ports: "),
+            "{object:?}"
+        );
     }
 
     #[test]

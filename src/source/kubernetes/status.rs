@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use prometheus::IntCounter;
+use http::{Method, Uri};
+use prometheus::core::Collector;
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts};
 
 use super::resource::{COUNT, Resource};
 
@@ -21,6 +23,32 @@ pub struct ApiStatus {
     listed: AtomicU8,
     /// Whether HTTP/2 is spoken, whose pings tell a dead connection from a quiet one.
     pings: AtomicBool,
+    requests: Option<Requests>,
+}
+
+/// client-go's metrics of requests, by its names.
+#[derive(Debug)]
+struct Requests {
+    total: IntCounterVec,
+    duration: HistogramVec,
+}
+
+impl Requests {
+    fn new() -> Result<Requests, prometheus::Error> {
+        let total = Opts::new(
+            "rest_client_requests_total",
+            "Number of HTTP requests, partitioned by status code, method, and host.",
+        );
+        let duration = HistogramOpts::new(
+            "rest_client_request_duration_seconds",
+            "Request latency in seconds. Broken down by verb, and host.",
+        );
+        let buckets = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+        Ok(Requests {
+            total: IntCounterVec::new(total, &["code", "method", "host"])?,
+            duration: HistogramVec::new(duration.buckets(buckets.to_vec()), &["verb", "host"])?,
+        })
+    }
 }
 
 impl Default for ApiStatus {
@@ -34,6 +62,8 @@ impl Default for ApiStatus {
             invalid: None,
             listed: AtomicU8::new(0),
             pings: AtomicBool::new(false),
+            // Their names are as they should be.
+            requests: Requests::new().ok(),
         }
     }
 }
@@ -68,6 +98,25 @@ impl ApiStatus {
     /// Whether all that must be known before rules may be written was listed.
     pub fn synced(&self) -> bool {
         self.listed.load(SeqCst) & Resource::REQUIRED == Resource::REQUIRED
+    }
+
+    /// The metrics of requests, to be registered.
+    pub fn request_metrics(&self) -> impl Iterator<Item = Box<dyn Collector>> + '_ {
+        self.requests.iter().flat_map(|requests| {
+            let (total, duration) = (requests.total.clone(), requests.duration.clone());
+            [Box::new(total) as Box<dyn Collector>, Box::new(duration)]
+        })
+    }
+
+    /// A request was answered with this code, or not at all.
+    pub(super) fn requested(&self, method: &Method, url: &str, code: Option<u16>, took: Duration) {
+        let Some(requests) = &self.requests else { return };
+        let uri = url.parse::<Uri>().ok();
+        let host = uri.as_ref().and_then(Uri::authority).map_or("", |authority| authority.as_str());
+        // As client-go has it where there is none.
+        let code = code.map_or("<error>".to_owned(), |code| code.to_string());
+        requests.total.with_label_values(&[&*code, method.as_str(), host]).inc();
+        requests.duration.with_label_values(&[method.as_str(), host]).observe(took.as_secs_f64());
     }
 
     pub(super) fn contact(&self, version: Option<http::Version>) {

@@ -247,7 +247,7 @@ fn known<'a, R: Raw<'a>>(
         // Once more, with more care: a key that is there twice counts as kubectl counts it, and what is wrong is named.
         read = (&raw.value()).read(kind, names);
     }
-    parsed.warnings.extend(read.warnings);
+    parsed.warnings.extend(read.warnings.into_iter().map(|warning| warning.text));
     parsed.changes.extend(read.change);
     parsed.invalid += usize::from(read.skipped);
 }
