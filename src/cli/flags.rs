@@ -69,6 +69,7 @@ fn arg(entry: &'static Entry, defaulted: &Value) -> Arg {
     let arg = match entry.flag {
         "v" => arg.short('v'),
         "hostname-override" => arg.visible_alias("node-name"),
+        "proxy-mode" => arg.visible_alias("mode"),
         "version" => arg.short('V'),
         _ => arg,
     };

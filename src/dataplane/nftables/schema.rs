@@ -365,7 +365,9 @@ fn unclaimed(family: Family, structure: &Structure) -> Vec<Rule> {
         // What IPVS serves is accepted once more, since it is translated later. Anything else to an address that
         // is this host's only for the sake of IPVS must not reach the host's own programs.
         let served = rule(family).verdict(Verdict::Jump(Chain::Services));
-        return vec![served, to(Set::IpvsAddresses).goto(Chain::NoEndpoints), unallocated];
+        // The host goes to such an address from that address, so the reset that refuses it is sent there, too.
+        let unserved = rule(family).original_direction().lookup(&[DestinationAddress], Set::IpvsAddresses);
+        return vec![served, unserved.goto(Chain::NoEndpoints), unallocated];
     }
     vec![to(Set::ClusterIps).goto(Chain::NoEndpoints), unallocated]
 }
