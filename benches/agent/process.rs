@@ -44,7 +44,16 @@ impl Agent {
         let started = Instant::now();
         let mut child = node.enter(|| {
             let child = Command::new(env!("CARGO_BIN_EXE_sluice"))
-                .args(["run", "--hostname-override", NODE, "--cluster-cidr", "10.128.0.0/9", "--kubeconfig"])
+                .args([
+                    "run",
+                    "--hostname-override",
+                    NODE,
+                    "--cluster-cidr",
+                    "10.128.0.0/9",
+                    "--nodeport-addresses",
+                    "198.18.0.0/15",
+                    "--kubeconfig",
+                ])
                 .arg(kubeconfig)
                 .stderr(Stdio::piped())
                 .stdout(Stdio::null())
