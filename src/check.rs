@@ -19,6 +19,9 @@ mod kernel;
 mod proxies;
 mod settings;
 mod translations;
+mod watch;
+
+pub use watch::watch;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -93,9 +96,10 @@ pub(crate) struct Host<'a> {
 type Check = fn(&mut Host<'_>);
 
 /// The checks by name, in the order in which they are made.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 12] = [
     ("kernel", kernel::features),
     ("conntrack", kernel::conntrack),
+    ("ipvs", kernel::ipvs),
     ("settings", settings::sysctls),
     ("leftovers", proxies::leftovers),
     ("kube-proxy", proxies::kube_proxy),
@@ -119,6 +123,16 @@ pub fn check(config: &Config, cluster: Option<&Cluster>, api: Option<IpAddr>) ->
     let mut report = Report { healthy: true, checks, findings: Vec::new() };
     report.extend(host.found);
     report
+}
+
+/// What drops packets that go through this host: a firewall may come at any time.
+fn forward_chains(config: &Config) -> Vec<Finding> {
+    let mut host =
+        Host { config, cluster: None, api: None, tables: Vec::new(), rules_known: true, found: Vec::new() };
+    host.read_rules();
+    host.found.clear();
+    filters::forward(&mut host);
+    host.found
 }
 
 impl Report {

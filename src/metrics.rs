@@ -94,6 +94,10 @@ const DRIFT_REPAIRED: Named = (
     "sluice_drift_repaired_total",
     "Rules changed by another program that were put right, in one transaction each time",
 );
+const FORWARD_DROPS: Named = (
+    "sluice_forward_drops",
+    "Base chains of other programs that drop packets which go through this host, Services' among them",
+);
 const INVALID_OBJECTS: Named = (
     "sluice_invalid_objects_total",
     "Objects that were left out because they make no sense, each time they were read",
@@ -177,6 +181,8 @@ pub struct Metrics {
     pub drift_detected: IntCounter,
     /// Those that were put right.
     pub drift_repaired: IntCounter,
+    /// Chains of others that drop what goes through this host.
+    pub forward_drops: IntGauge,
     /// Objects that were left out because they make no sense.
     pub invalid_objects: IntCounter,
     /// Claims of Services that were not granted.
@@ -224,6 +230,7 @@ impl Metrics {
             foreign_changes: counter(r, FOREIGN_CHANGES)?,
             drift_detected: counter(r, DRIFT_DETECTED)?,
             drift_repaired: counter(r, DRIFT_REPAIRED)?,
+            forward_drops: gauge(r, FORWARD_DROPS)?,
             invalid_objects: counter(r, INVALID_OBJECTS)?,
             refused_claims: counter(r, REFUSED_CLAIMS)?,
             events: counter_vec(r, EVENTS, "result")?,

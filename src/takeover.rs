@@ -22,6 +22,8 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 pub struct Takeover {
     /// Remove them; otherwise they are told of.
     pub remove: bool,
+    /// Look in IPVS, too: not in mode ipvs, whose own it is.
+    pub ipvs: bool,
     /// Where a running kube-proxy would serve its metrics.
     pub metrics: SocketAddr,
 }
@@ -57,7 +59,7 @@ impl Takeover {
     }
 
     fn look(self, state: &mut State) {
-        let left = kube_proxy::find();
+        let left = kube_proxy::find(self.ipvs);
         if left.found.is_empty() && left.errors.is_empty() {
             state.said = None;
             return;
@@ -95,7 +97,7 @@ impl Takeover {
                 (wait * 2).min(AGAIN.1)
             }
         };
-        let left = kube_proxy::remove();
+        let left = kube_proxy::remove(self.ipvs);
         if !left.found.is_empty() {
             info!("removed what kube-proxy left: {}", list(&left));
             state.removed = Some((Instant::now(), wait));

@@ -6,6 +6,8 @@
 mod apiserver;
 #[path = "operator/check.rs"]
 mod check;
+#[path = "operator/ipvs.rs"]
+mod ipvs;
 #[path = "operator/lab.rs"]
 mod lab;
 #[path = "operator/reload.rs"]

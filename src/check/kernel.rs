@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
 use super::{Host, Severity};
-use crate::cluster::Family;
+use crate::cluster::{Family, Scheduler};
+use crate::dataplane::ipvs;
 use crate::dataplane::nftables::encode;
 use crate::dataplane::nftables::expression::Expression;
 use crate::dataplane::nftables::model::{Chain, LocalDetection, Set, Step, Structure};
@@ -58,6 +59,22 @@ pub fn conntrack(host: &mut Host<'_>) {
             format!("the kernel does not show its connections: {error}: UDP and SCTP flows to endpoints that went stay"),
             "modprobe nf_conntrack_netlink, or a kernel with CONFIG_NF_CT_NETLINK; and run this with CAP_NET_ADMIN",
         );
+    }
+}
+
+/// In mode ipvs: whether there is IPVS, the device of the addresses, and every scheduler that is asked for.
+pub fn ipvs(host: &mut Host<'_>) {
+    let Some(ipvs) = &host.config.ipvs else { return };
+    let asked =
+        host.cluster.into_iter().flat_map(|c| c.desired.frontends()).filter_map(|(_, f, _)| f.scheduler);
+    let mut schedulers: Vec<Scheduler> = asked.chain([ipvs.scheduler]).collect();
+    schedulers.sort_unstable_by_key(|scheduler| scheduler.name());
+    schedulers.dedup();
+    let probe = move || ipvs::probe(&schedulers, unshare(CloneFlags::CLONE_NEWNET).is_ok());
+    if let Ok(Err(error)) = std::thread::spawn(probe).join() {
+        let remedy =
+            "modprobe ip_vs, dummy and ip_vs_NAME of the scheduler on the host, or use mode nftables";
+        host.find("ipvs", Severity::Problem, error.to_string(), remedy);
     }
 }
 

@@ -7,12 +7,12 @@ use crate::host::kube_proxy::{self, running};
 
 /// What kube-proxy left goes on refusing and translating.
 pub fn leftovers(host: &mut Host<'_>) {
-    let left = kube_proxy::find();
+    let left = kube_proxy::find(host.config.ipvs.is_none());
     for leftover in left.found {
         host.find(
             "leftovers",
             Severity::Problem,
-            format!("kube-proxy's {leftover} is in the way: it refuses what it does not know"),
+            format!("kube-proxy's {leftover} is in the way: it takes connections, or refuses what it does not know"),
             "where no kube-proxy runs any more: `sluice cleanup --kube-proxy`, or run with --takeover",
         );
     }
@@ -27,13 +27,7 @@ pub fn kube_proxy(host: &mut Host<'_>) {
 }
 
 /// Devices by which other proxies are known, and what is to be done about them.
-const DEVICES: [(&str, Severity, &str, &str); 4] = [
-    (
-        "kube-ipvs0",
-        Severity::Problem,
-        "the device kube-ipvs0 of kube-proxy's mode ipvs is there: it holds service addresses",
-        "where no kube-proxy runs any more: `kube-proxy --cleanup`, or `ip link delete kube-ipvs0` and `ipvsadm -C`",
-    ),
+const DEVICES: [(&str, Severity, &str, &str); 3] = [
     (
         "kube-dummy-if",
         Severity::Problem,

@@ -15,6 +15,7 @@ use super::reload;
 use super::servers;
 use super::settings::{File, Settings};
 use crate::app;
+use crate::check;
 use crate::config::{Config, NodePortAddress};
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
@@ -133,9 +134,11 @@ impl Run {
             sysctl::apply_and_warn(&config);
             let after_first_sync = takeover::Takeover {
                 remove: self.takes_over(),
+                ipvs: config.ipvs.is_none(),
                 metrics: config.servers.metrics.unwrap_or(running::METRICS),
             };
             tokio::spawn(after_first_sync.run(reporting.status.clone()));
+            tokio::spawn(check::watch(config.clone(), reporting.metrics.forward_drops.clone()));
             let (min_sync_period, followed) = (config.min_sync_period, config.clone());
             let relay = config.node_port_addresses.contains(&NodePortAddress::Localhost);
             let relay = relay.then(|| Arc::new(Relay::new(reporting.metrics.clone())));

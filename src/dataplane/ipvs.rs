@@ -178,22 +178,57 @@ impl Ipvs {
 /// Removes what sluice made in IPVS and on its device, and with `kube_proxy` also what kube-proxy made there, whatever
 /// connections there are; says what there was. Does not have the kernel load IPVS.
 pub fn cleanup(kube_proxy: bool) -> Result<Vec<String>, Error> {
+    let Some((mut kernel, steps)) = left(kube_proxy)? else { return Ok(Vec::new()) };
+    kernel.execute(&steps)?;
+    Ok(words(&steps))
+}
+
+/// What [`cleanup`] would remove.
+pub fn leftovers(kube_proxy: bool) -> Result<Vec<String>, Error> {
+    Ok(left(kube_proxy)?.map_or_else(Vec::new, |(_, steps)| words(&steps)))
+}
+
+fn left(kube_proxy: bool) -> Result<Option<(Kernel, Vec<Step>)>, Error> {
     if !is_loaded() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let mut kernel = Kernel::open()?;
-    let observed = kernel.observe()?;
-    let steps = plan::cleanup(&observed, kube_proxy);
-    kernel.execute(&steps)?;
+    let steps = plan::cleanup(&kernel.observe()?, kube_proxy);
+    Ok(Some((kernel, steps)))
+}
+
+fn words(steps: &[Step]) -> Vec<String> {
     let services = steps.iter().filter(|step| matches!(step, Step::DeleteService(_))).count();
-    let mut removed = Vec::new();
+    let mut words = Vec::new();
     if services > 0 {
-        removed.push(format!("{services} virtual services of IPVS"));
+        words.push(format!("{services} virtual services of IPVS"));
     }
     if steps.contains(&Step::DeleteDevice) {
-        removed.push(format!("the device {}", model::DEVICE));
+        words.push(format!("the device {}", model::DEVICE));
     }
-    Ok(removed)
+    words
+}
+
+/// Whether the kernel has IPVS, the device and these schedulers. With `alone` they are made, in a network namespace that
+/// is for that.
+///
+/// # Errors
+/// With what it lacks.
+pub fn probe(schedulers: &[Scheduler], alone: bool) -> Result<(), Error> {
+    let mut kernel = Kernel::open()?;
+    if !alone {
+        return Ok(());
+    }
+    kernel.execute(&[Step::AddDevice])?;
+    for (port, scheduler) in (1..).zip(schedulers) {
+        let address = std::net::Ipv4Addr::new(198, 18, 0, 1).into();
+        let key = model::Key { address, protocol: crate::cluster::Protocol::Tcp, port };
+        let service = VirtualService { scheduler: *scheduler, persistence: None };
+        if !kernel.execute(&[Step::AddService(key, service)])?.is_empty() {
+            return Err(Error::NoScheduler(*scheduler));
+        }
+    }
+    Ok(())
 }
 
 /// Whether the kernel has IPVS in use or ready.

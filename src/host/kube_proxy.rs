@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use super::ruleset::{self, NFTA_RULE_HANDLE, Ruleset};
 use super::xtables;
 use crate::cluster::Family;
+use crate::dataplane::ipvs;
 use crate::dataplane::nftables::uapi::*;
 use crate::netlink::{self, Batch, Socket};
 
@@ -43,11 +44,14 @@ pub enum Leftover {
         /// Rules elsewhere that call them.
         rules: usize,
     },
+    /// Virtual services, or the device of their addresses, in words.
+    Ipvs(String),
 }
 
 impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Leftover::Ipvs(what) => f.write_str(what),
             Leftover::Table(family) => write!(f, "table {} {TABLE}", word(*family)),
             Leftover::Chains { family, table, legacy, chains, rules } => {
                 let variant = if *legacy { "legacy" } else { "nft" };
@@ -75,6 +79,9 @@ pub enum Error {
     /// Those of iptables-legacy.
     #[error(transparent)]
     Xtables(#[from] xtables::Error),
+    /// Those in IPVS.
+    #[error("kube-proxy's virtual services: {0}")]
+    Ipvs(#[from] ipvs::Error),
 }
 
 fn netlink_text(error: &netlink::Error) -> String {
@@ -100,9 +107,21 @@ pub struct Leftovers {
     pub errors: Vec<Error>,
 }
 
-/// Looks for what kube-proxy left in the network namespace of the calling thread. Needs `CAP_NET_ADMIN`.
-pub fn find() -> Leftovers {
+impl Leftovers {
+    fn add_ipvs(&mut self, wanted: bool, look: fn(bool) -> Result<Vec<String>, ipvs::Error>) {
+        match wanted.then(|| look(true)) {
+            Some(Ok(found)) => self.found.extend(found.into_iter().map(Leftover::Ipvs)),
+            Some(Err(error)) => self.errors.push(error.into()),
+            None => {}
+        }
+    }
+}
+
+/// Looks for what kube-proxy left in the network namespace of the calling thread, in IPVS only if that is asked for:
+/// in mode ipvs it is sluice's to deal with. Needs `CAP_NET_ADMIN`.
+pub fn find(in_ipvs: bool) -> Leftovers {
     let mut left = Leftovers::default();
+    left.add_ipvs(in_ipvs, ipvs::leftovers);
     match Socket::open().and_then(|mut socket| ruleset::read(&mut socket)) {
         Ok(rules) => left.found.extend(in_nftables(&rules).into_iter().map(|(leftover, _)| leftover)),
         Err(error) => left.errors.push(error.into()),
@@ -122,9 +141,10 @@ pub fn find() -> Leftovers {
     left
 }
 
-/// Removes what kube-proxy left, and nothing else; says what there was.
-pub fn remove() -> Leftovers {
+/// Removes what kube-proxy left (see [`find`]), and nothing else; says what there was.
+pub fn remove(in_ipvs: bool) -> Leftovers {
     let mut left = Leftovers::default();
+    left.add_ipvs(in_ipvs, ipvs::cleanup);
     match remove_from_nftables() {
         Ok(found) => left.found.extend(found),
         Err(error) => left.errors.push(error.into()),
@@ -217,6 +237,7 @@ fn removal(rules: &Ruleset, found: &[(Leftover, BTreeSet<String>)]) -> Batch {
                 continue;
             }
             Leftover::Chains { family, table, .. } => (family.number(), table),
+            Leftover::Ipvs(_) => continue,
         };
         let Some(table) = rules.tables.iter().find(|t| t.family == family && t.name == *name) else {
             continue;

@@ -113,6 +113,22 @@ fn leftovers_and_a_running_kube_proxy() {
     assert_eq!(check(&lab, &[]), []);
 }
 
+/// This machine's kernel has IPVS, or it has not: what `check` says must fit.
+#[test]
+fn mode_ipvs_needs_ipvs() {
+    let lab = node();
+    let has =
+        lab.sh("modprobe ip_vs 2>/dev/null; test -e /proc/net/ip_vs && echo yes || echo no").trim() == "yes";
+    let found = check(&lab, &["--proxy-mode=ipvs"]);
+    match has {
+        true => assert_eq!(found, []),
+        false => {
+            assert_eq!((found.len(), &*found[0].0, &*found[0].1), (1, "ipvs", "problem"), "{found:?}");
+            assert!(found[0].2.contains("the kernel has no IPVS"), "{found:?}");
+        }
+    }
+}
+
 #[test]
 fn devices_of_other_proxies() {
     let lab = node();
@@ -168,6 +184,24 @@ fn forward_chains_that_drop_and_their_remedies() {
     assert!(remedy.contains("firewall-cmd --permanent --zone=trusted"), "{remedy}");
     lab.sh("nft add rule inet firewalld pods ip saddr 10.128.0.0/16 counter accept");
     assert_eq!(check(&lab, &[]), []);
+}
+
+#[test]
+fn a_running_agent_tells_of_a_firewall_that_drops() {
+    let mut lab = node();
+    lab.sh("iptables-nft -P FORWARD DROP");
+    let mut agent = lab.command(env!("CARGO_BIN_EXE_sluice"));
+    lab.start(agent.args(["run", "--cluster-cidr=10.128.0.0/16"]));
+    let told =
+        |lines| lab.lines("chain FORWARD of table ip filter (hook forward, priority 0) drops") == lines;
+    let drops = |number: &str| {
+        let (_, metrics) = lab.get(10249, "/metrics").expect("metrics");
+        metrics.contains(&format!("\nsluice_forward_drops {number}\n"))
+    };
+    lab.until("it is told", || told(1) && drops("1"));
+    lab.sh("iptables-nft -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT");
+    lab.until("it is over", || drops("0"));
+    assert!(told(1), "once");
 }
 
 #[test]
