@@ -118,7 +118,10 @@ pub fn check(config: &Config, cluster: Option<&Cluster>, api: Option<IpAddr>) ->
     host.read_rules();
     CHECKS.iter().for_each(|(_, check)| check(&mut host));
     let needs_rules = ["leftovers", "forward", "input", "translations"];
-    let made = |name: &&str| host.rules_known || !needs_rules.contains(name);
+    let made = |name: &&str| match *name {
+        "ipvs" => config.ipvs.is_some(),
+        name => host.rules_known || !needs_rules.contains(&name),
+    };
     let checks = CHECKS.iter().map(|(name, _)| *name).filter(made).collect();
     let mut report = Report { healthy: true, checks, findings: Vec::new() };
     report.extend(host.found);
