@@ -3,7 +3,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps demo test vm vm-all soak lint bless bench bench-quick build static clean
+.PHONY: help deps demo test vm vm-all soak lint bless bench bench-quick build static image clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ lint: ## fmt, clippy, licences and sources of dependencies
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	.ci/deny
 
-bless: ## write the golden renderings and the configuration's page anew; then look at the difference
-	BLESS=1 $(CARGO) test --test golden --test configuration
+bless: ## write the golden renderings, the configuration's page, man pages, completions and manifests anew; then look at the difference
+	BLESS=1 $(CARGO) test --test golden --test configuration --test deploy
 
 bench: deps ## the figures of README.md, with the machine they were taken on (as root, half an hour)
 	$(SUDO) env "PATH=$$PATH" CARGO=$(CARGO) .ci/bench
@@ -49,6 +49,10 @@ build: ## the release binary
 
 static: ## the release binary, linked statically: target/x86_64-unknown-linux-gnu/release/sluice
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --bin sluice --target $$(rustc -vV | awk '/^host/{print $$2}')
+
+image: static ## the image, FROM scratch, and a look into it and at it running: target/image/sluice-VERSION-ARCH.tar
+	@.ci/deps image
+	$(SUDO) env "PATH=$$PATH" deploy/image/check "$$($(SUDO) env "PATH=$$PATH" deploy/image/build)"
 
 clean: ## what was built
 	$(CARGO) clean
