@@ -127,7 +127,8 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
     Ok(cli)
 }
 
-fn command() -> clap::Command {
+/// The command line as clap knows it: what man pages and completions are made of.
+pub fn command() -> clap::Command {
     // These take the same command line as `run`; what has no effect on them does not fill their help.
     let mut command = Cli::command();
     for name in ["dump", "diff", "explain", "check"] {

@@ -1,8 +1,10 @@
-//! Files of KubeProxyConfiguration as others write them, and the page for operators.
+//! Files of KubeProxyConfiguration as others write them, and the pages for operators.
 //!
 //! testdata/configuration/defaults/NAME.yaml is what `--write-config-to` makes of testdata/configuration/NAME.yaml;
-//! deploy/CONFIGURATION.md is printed from the program's table. `make bless` writes both anew.
+//! deploy/CONFIGURATION.md is printed from the program's table; deploy/man and deploy/completions are made of its command
+//! line, here and not in the program, which is smaller for that. `make bless` writes all of them anew.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -71,6 +73,57 @@ fn defaults_are_filled_in_as_recorded() {
 #[test]
 fn the_page_is_up_to_date() {
     golden(&root().join("deploy/CONFIGURATION.md"), &sluice::config::reference::page());
+}
+
+/// Names of the files in a folder, with what is in them.
+fn folder(path: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(path).into_iter().flatten().map(|entry| entry.expect("an entry").path());
+    entries
+        .map(|path| {
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            (name, fs::read_to_string(path).expect("text"))
+        })
+        .collect()
+}
+
+/// `golden` for a whole folder.
+fn golden_folder(recorded: &Path, now: &Path) {
+    for (name, text) in folder(now) {
+        golden(&recorded.join(name), &text);
+    }
+    let names = |path| folder(path).into_keys().collect::<Vec<_>>();
+    assert_eq!(names(recorded), names(now), "nothing else is in {}", recorded.display());
+}
+
+#[test]
+fn the_man_pages_are_up_to_date() {
+    let now = tempfile::tempdir().expect("a folder");
+    clap_mangen::generate_to(sluice::cli::command(), now.path()).expect("man pages");
+    golden_folder(&root().join("deploy/man"), now.path());
+}
+
+#[test]
+fn the_completions_are_up_to_date_and_complete() {
+    use clap_complete::Shell::{Bash, Fish, Zsh};
+    let now = tempfile::tempdir().expect("a folder");
+    for shell in [Bash, Fish, Zsh] {
+        clap_complete::generate_to(shell, &mut sluice::cli::command(), "sluice", now.path())
+            .expect("a script");
+    }
+    golden_folder(&root().join("deploy/completions"), now.path());
+
+    // As bash does after TAB; the words, the last one unfinished.
+    let complete = |words: &[&str]| {
+        let script = "source \"$1\"; shift; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1))
+            _sluice sluice \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD - 1]}\"; echo \"${COMPREPLY[*]}\"";
+        let file = now.path().join("sluice.bash");
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "-c", script, "bash"]).arg(file).args(words);
+        text(&bash.output().expect("bash runs").stdout).trim().to_owned()
+    };
+    assert_eq!(complete(&["sluice", "ex"]), "explain");
+    assert_eq!(complete(&["sluice", "run", "--write-config-t"]), "--write-config-to");
+    assert_eq!(complete(&["sluice", "cleanup", "--kube-"]), "--kube-proxy");
 }
 
 #[test]
