@@ -103,7 +103,9 @@ fn an_endpoint_that_went_keeps_its_connections_through_a_restart_and_comes_back(
         agent.change([service(|_| {}), endpoints(&["10.128.0.1"])]);
         assert_eq!(entries("-a -t 10.96.0.10:80"), ["-a -t 10.96.0.10:80 -r 10.128.0.1:8080 -m -w 1"]);
         echoes(&mut connection);
-        echoes(&mut connect());
+        let mut another = connect();
+        echoes(&mut another);
+        lingering::reset(another);
 
         agent.change([no_service()]);
         lingering::reset(connection);
