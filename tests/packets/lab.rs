@@ -237,6 +237,10 @@ impl Lab {
                 }
             }
         }
+        if self.options.ipvs() {
+            // A deleted Service's virtual services stay until their connections end.
+            return Ok(counts);
+        }
         for kind in ["TCP", "UDP", "SCTP", "kube-ipvs0"] {
             let count = self.virtual_services()?.iter().filter(|it| it.starts_with(kind)).count();
             counts.insert(format!("{kind} in IPVS"), count);
