@@ -16,7 +16,7 @@ use super::servers;
 use super::settings::{File, Settings};
 use crate::app;
 use crate::check;
-use crate::config::{Config, NodePortAddress};
+use crate::config::Config;
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::dataplane::ipvs::Ipvs;
@@ -140,16 +140,14 @@ impl Run {
             tokio::spawn(after_first_sync.run(reporting.status.clone()));
             tokio::spawn(check::watch(config.clone(), reporting.metrics.forward_drops.clone()));
             let (min_sync_period, followed) = (config.min_sync_period, config.clone());
-            let relay = config.node_port_addresses.contains(&NodePortAddress::Localhost);
-            let relay = relay.then(|| Arc::new(Relay::new(reporting.metrics.clone())));
+            // Without NodePorts on loopback addresses, which a changed configuration may ask for, it only waits.
+            let relay = Arc::new(Relay::new(reporting.metrics.clone()));
             let mut reconciler = Reconciler::new(config, plane, reporting);
             if self.settings.manifests.is_none() {
                 reconciler.require_node();
             }
-            if let Some(relay) = relay {
-                reconciler.relay(relay.clone());
-                servers.spawn(relay.serve());
-            }
+            reconciler.relay(relay.clone());
+            servers.spawn(relay.serve());
             match Cleaner::start() {
                 Ok(cleaner) => reconciler.clean_conntrack(cleaner),
                 Err(error) => warn!(%error, "stale connections are not deleted"),

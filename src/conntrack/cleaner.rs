@@ -29,6 +29,8 @@ pub struct Cleaner {
     /// Endpoints that may have connections and that the kernel's rules do not tell of: those that drained when
     /// the desired state was dropped, and those of a change that failed.
     known: Known,
+    /// Whether everything was compared once.
+    compared: bool,
 }
 
 #[derive(Debug, Default)]
@@ -92,13 +94,16 @@ impl Cleaner {
         };
         let thread =
             std::thread::Builder::new().name("conntrack".into()).spawn(run).map_err(Error::Thread)?;
-        Ok(Cleaner { shared, thread: Some(thread), known: Known::default() })
+        Ok(Cleaner { shared, thread: Some(thread), known: Known::default(), compared: false })
     }
 
     /// Takes over what a change made stale. To be called when its rules are in place: before, a packet could
     /// make the same entry again.
     pub fn applied(&mut self, changes: &Changes) {
-        let stale = Stale::new(changes, &self.known);
+        let stale = match std::mem::replace(&mut self.compared, true) {
+            true => Stale::new(changes, &self.known),
+            false => Stale::first(changes),
+        };
         self.known = Known::default();
         self.shared.lock().pending.merge(stale);
         self.shared.wake.notify_one();

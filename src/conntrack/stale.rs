@@ -41,16 +41,25 @@ struct Change {
     went: bool,
     /// Who may connect, where that changed.
     sources: Option<Option<Arc<[IpNet]>>>,
+    /// All that serve, where what went is not known: flows to any other endpoint are stale.
+    only: Option<FxHashSet<SocketAddr>>,
 }
 
 impl Change {
     fn finds_something(&self) -> bool {
-        !self.gone.is_empty() || self.fresh || matches!(self.sources, Some(Some(_)))
+        !self.gone.is_empty() || self.fresh || matches!(self.sources, Some(Some(_))) || self.only.is_some()
     }
 
     fn merge(&mut self, newer: Change) {
         self.gone.retain(|endpoint| !newer.came.contains(endpoint));
         self.came.retain(|endpoint| !newer.gone.contains(endpoint));
+        if let Some(only) = &mut self.only {
+            only.extend(newer.came.iter().copied());
+            only.retain(|endpoint| !newer.gone.contains(endpoint));
+        }
+        if newer.only.is_some() {
+            self.only = newer.only;
+        }
         self.gone.extend(newer.gone);
         self.came.extend(newer.came);
         self.fresh = (self.fresh || newer.fresh) && !newer.went;
@@ -121,6 +130,18 @@ impl Stale {
         }
     }
 
+    /// The first comparison of an agent: endpoints that drained when the last one ended, and went meanwhile, are in no
+    /// table, so that of UDP and SCTP every flow to an endpoint that does not serve is stale.
+    pub fn first(changes: &Changes) -> Stale {
+        let mut stale = Stale::new(changes, &Known::default());
+        for (key, (_, after)) in changes.frontends.iter().filter(|(key, _)| key.protocol != Protocol::Tcp) {
+            if let Some(after) = after {
+                stale.changes.entry(*key).or_default().only = Some(after.serving().collect());
+            }
+        }
+        stale
+    }
+
     /// Whether there is nothing to look for.
     pub fn is_empty(&self) -> bool {
         !self.changes.values().any(Change::finds_something)
@@ -143,7 +164,11 @@ impl Stale {
         if change.gone.contains(&flow.reply_source) {
             return true;
         }
-        if change.fresh && flow.reply_source == SocketAddr::new(address, port) {
+        let untranslated = flow.reply_source == SocketAddr::new(address, port);
+        if change.fresh && untranslated {
+            return true;
+        }
+        if change.only.as_ref().is_some_and(|only| !untranslated && !only.contains(&flow.reply_source)) {
             return true;
         }
         match &change.sources {
@@ -164,7 +189,7 @@ impl Stale {
             });
             let scope = &mut scopes[at];
             scope.destination.add(key.address);
-            if change.fresh || change.sources.is_some() {
+            if change.fresh || change.sources.is_some() || change.only.is_some() {
                 scope.reply_source = One::Several;
             }
             change.gone.iter().for_each(|endpoint| scope.reply_source.add(endpoint.ip()));

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use rustc_hash::FxHashSet;
 use tracing::{debug, warn};
 
-use self::element::Decoded;
+use self::element::{Decoded, Sticky};
 use self::encode::{Refused, commit};
 use self::model::{Set, Step};
 use self::plan::{Observed, ObservedTable, Plan, Usage};
@@ -20,6 +20,7 @@ use crate::cluster::Family;
 use crate::forwarding::{Adopted, Changes, Desired, SetChange, Settings};
 use crate::netlink::{self, Socket};
 
+mod carry;
 pub mod decode;
 pub mod element;
 pub mod encode;
@@ -100,6 +101,8 @@ pub struct Nftables {
     unverified: Option<Instant>,
     /// What the tables were last made for.
     settings: Settings,
+    /// Who sticks to what in tables that are to be replaced.
+    clients: Vec<(Family, Vec<Sticky>)>,
     /// Whether the kernel counts elements (6.18), so that large tables can be read by look-ups.
     counts: bool,
     /// What mode ipvs left, once somebody has looked.
@@ -126,6 +129,7 @@ impl Nftables {
             generation: None,
             unverified: None,
             settings: Settings::default(),
+            clients: Vec::new(),
             counts: false,
             leftovers: Looked::NotYet,
         })
@@ -156,6 +160,7 @@ impl Nftables {
         kept: &[IpAddr],
     ) -> (Plan, FxHashSet<IpAddr>) {
         let (plan, planned) = plan::plan_for(desired, observed, translation, kept);
+        self.clients = carry::living(std::mem::take(&mut self.clients), desired);
         let held = planned.held().collect();
         self.intend(&plan, planned, || plan::usage(observed));
         (plan, held)
@@ -190,11 +195,39 @@ impl Nftables {
         self.counts = found.count(Set::Endpoints).is_some();
         if table.difference.is_none() {
             self.read_elements(family, &structure, &found, &mut table)?;
+            if table.difference.is_none() {
+                return Ok(Some(table));
+            }
+        }
+        match self.read_replaced(family, &structure, &found, &mut table) {
+            Ok(()) => {}
+            Err(error @ netlink::Error::Interrupted) => return Err(error),
+            Err(error) => {
+                debug!(%family, %error, "of the table that is replaced nothing can be kept");
+                table.elements.clear();
+            }
         }
         Ok(Some(table))
     }
 
-    /// Reads what is in the sets, unless the table is to be made anew.
+    /// Reads what is worth knowing of a table that is to be replaced: what was served, and who sticks to what. It may be
+    /// anybody's work; what makes no sense is no reason to fail.
+    fn read_replaced(
+        &mut self,
+        family: Family,
+        structure: &model::Structure,
+        found: &decode::Observed,
+        table: &mut ObservedTable,
+    ) -> Result<(), netlink::Error> {
+        if table.elements.is_empty() {
+            self.read_elements(family, structure, found, table)?;
+        }
+        let clients = carry::read(&mut self.socket, family, found)?;
+        self.clients.push((family, clients));
+        Ok(())
+    }
+
+    /// Reads what is in the sets that are as they should be, unless that takes too long.
     fn read_elements(
         &mut self,
         family: Family,
@@ -203,7 +236,8 @@ impl Nftables {
         table: &mut ObservedTable,
     ) -> Result<(), netlink::Error> {
         let large = |set: Set, most: u32| found.count(set).filter(|count| *count > most);
-        for set in schema::sets(structure).filter(|set| *set != Set::Endpoints).chain([Set::Endpoints]) {
+        let sets = schema::sets(structure).filter(|set| *set != Set::Endpoints).chain([Set::Endpoints]);
+        for set in sets.filter(|set| found.has(family, *set)) {
             if let Some(count) = large(set, MOST_DUMPED).filter(|_| set == Set::Endpoints)
                 && let Some(endpoints) = lookup::endpoints(&mut self.socket, family, &table.elements, count)?
             {
@@ -212,7 +246,7 @@ impl Nftables {
             }
             if let Some(count) = large(set, MOST_COMPARED) {
                 let difference = format!("{count} elements in set {set}: sooner made anew than compared");
-                table.difference = Some(difference);
+                table.difference.get_or_insert(difference);
                 return Ok(());
             }
             let (elements, difference) = (&mut table.elements, &mut table.difference);
@@ -291,6 +325,7 @@ impl DataPlane for Nftables {
             let before = self.socket.generation()?;
             let mut observed = Observed::new();
             let mut interrupted = false;
+            self.clients.clear();
             for family in self.families.clone() {
                 match self.read(family, settings) {
                     Ok(table) => {
@@ -320,6 +355,7 @@ impl DataPlane for Nftables {
 
     fn plan(&mut self, desired: &Desired, observed: &Observed) -> Plan {
         let (plan, planned) = plan::plan(desired, observed);
+        self.clients = carry::living(std::mem::take(&mut self.clients), desired);
         self.intend(&plan, planned, || plan::usage(observed));
         plan
     }
@@ -337,7 +373,8 @@ impl DataPlane for Nftables {
 
     fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
         debug!("\n{plan}");
-        let batch = encode::encode(&plan.tables, None);
+        let clients = carry::fitting(std::mem::take(&mut self.clients), plan);
+        let batch = encode::encode_with_clients(&plan.tables, &clients, None);
         let first_load = plan.tables.iter().all(|(_, steps)| makes_table(steps));
         let result = if first_load && batch.as_bytes().len() > self.socket.send_capacity() {
             self.commit_split(plan)
@@ -354,6 +391,10 @@ impl DataPlane for Nftables {
                     self.used = planned;
                 }
                 Ok(())
+            }
+            Err(error) if !clients.is_empty() => {
+                warn!(%error, "clients of session affinity could not be carried over and begin anew");
+                self.apply(plan)
             }
             Err(error) if self.drop_missing_family(plan, &error) => {
                 let tables = plan.tables.iter().filter(|(f, _)| self.families.contains(f)).cloned().collect();

@@ -315,6 +315,24 @@ fn a_restart_finds_what_went_meanwhile_and_leaves_the_rest() {
 }
 
 #[test]
+fn a_restart_finds_what_drained_before_and_went_meanwhile() {
+    in_new_namespace(|| {
+        prepare();
+        drop(start([service(), slice("1 2 3")]));
+        let clients = clients();
+        let first = ask(&clients);
+        // It drains when the agent ends, so that no table names it.
+        drop(start([service(), slice("1 2t 3")]));
+        let second = ask(&clients);
+        assert_eq!(first, second);
+        drop(start([service(), slice("1 2t 3")]));
+        assert_eq!(second, ask(&clients), "it serves still");
+        drop(start([service(), slice("1 3")]));
+        moved(&second, &ask(&clients), SERVERS[1]);
+    });
+}
+
+#[test]
 fn flows_that_are_older_than_the_service_find_it() {
     in_new_namespace(|| {
         prepare();

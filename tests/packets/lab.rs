@@ -110,6 +110,24 @@ impl Lab {
         self.start_agent()
     }
 
+    /// Ends the agent and starts it with another configuration, on a kernel as it is.
+    ///
+    /// # Errors
+    /// When it does not end, or not start.
+    pub fn restart_with(&mut self, config: serde_json::Map<String, Value>) -> Result<()> {
+        self.take_agent()?.terminate()?;
+        self.start_with(config)
+    }
+
+    /// Starts the agent with another configuration.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with(&mut self, config: serde_json::Map<String, Value>) -> Result<()> {
+        self.options.config = config;
+        self.start_agent()
+    }
+
     /// Another configuration, on a kernel without any rules.
     fn reconfigure(&mut self, options: AgentOptions) -> Result<()> {
         self.take_agent()?.terminate()?;

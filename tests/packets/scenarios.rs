@@ -27,6 +27,11 @@ pub struct Scenario {
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "restart-under-traffic", config: usual, run: restart::restart_under_traffic },
     Scenario { name: "rules-stay-without-agent", config: usual, run: restart::rules_stay_without_agent },
+    Scenario {
+        name: "affinity-over-another-structure",
+        config: usual,
+        run: restart::affinity_over_structure,
+    },
     Scenario { name: "killed-while-objects-change", config: usual, run: churn::killed_while_objects_change },
     Scenario { name: "ruleset-flushed", config: usual, run: restart::ruleset_flushed },
     Scenario { name: "equal-shares", config: usual, run: packets::equal_shares },

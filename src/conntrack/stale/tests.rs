@@ -199,6 +199,20 @@ fn a_full_comparison_starts_from_what_was_in_the_kernel() {
 }
 
 #[test]
+fn the_first_comparison_leaves_only_flows_to_what_serves() {
+    let first = |protocol: Protocol, after: &str| {
+        let mut changes = Changes::default();
+        let key = key(protocol);
+        changes.adopted.frontends.extend(frontend("E1").map(|frontend| (key, frontend)));
+        changes.frontends.extend(frontend(after).map(|after| (key, (None, Some(after)))));
+        found(&Stale::first(&changes), protocol)
+    };
+    assert_eq!(first(Protocol::Udp, "E1 | draining: E2"), "E3 X");
+    assert_eq!(first(Protocol::Udp, "E1 E2 E3"), "X");
+    assert_eq!(first(Protocol::Tcp, "E1"), "");
+}
+
+#[test]
 fn a_listing_is_as_narrow_as_what_is_looked_for() {
     let one = |name: &str| One::Is(address(name).ip());
     for (before, after, reply_source) in [

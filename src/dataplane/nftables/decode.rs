@@ -92,6 +92,12 @@ impl Observed {
         self.sets.iter().filter_map(|set| set.set).filter(|set| matches!(set, Set::Sticky(_)))
     }
 
+    /// Whether a set is there, and made as this version makes it, so that its elements can be read.
+    pub fn has(&self, family: Family, set: Set) -> bool {
+        let definition = schema::definition(family, set);
+        self.sets.iter().any(|observed| observed.set == Some(set) && observed.definition == definition)
+    }
+
     /// Number of elements of a set, where the kernel says.
     pub fn count(&self, set: Set) -> Option<u32> {
         self.sets.iter().find(|observed| observed.set == Some(set))?.count

@@ -483,7 +483,10 @@ pub fn adopt(observed: &Observed) -> Adopted {
         });
         let mut inside = inside;
         if adopted.ids.contains_key(&key) {
-            adopted.slots.insert(key, std::mem::take(&mut inside).into_iter().collect());
+            // A slot beyond those that there are sets for is nobody's.
+            let known = adopted.known_slots[key.family() as usize];
+            let slots = std::mem::take(&mut inside).into_iter().filter(|(slot, _)| *slot < known);
+            adopted.slots.insert(key, slots.collect());
         }
         let outside = (!outside.is_empty()).then(|| target(outside));
         let (masquerade, draining) = (Masquerade::OffCluster, None);

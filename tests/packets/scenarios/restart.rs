@@ -1,6 +1,7 @@
 //! The agent ends and starts, and the rules are flushed under it, while connections are open.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,7 +13,8 @@ use super::{apply, ask, check, remote_pods, service, session, slice};
 use crate::cluster::SENTINEL;
 use crate::lab::Lab;
 use crate::netns::Namespace;
-use crate::probe::{Session, slowness};
+use crate::probe::{Session, patience, slowness};
+use crate::server::runtime;
 
 /// An open connection goes on, and the restart writes nothing: between the end of the old agent and the first
 /// change for the new one, that change is all that the kernel reports.
@@ -61,6 +63,75 @@ pub fn restart_under_traffic(lab: &mut Lab) -> Result<()> {
            expect: {endpoints: ['10.128.1.1:8080', '10.128.1.2:8080', '10.128.1.3:8080'], source: kept}}\n\
          - {from: pod2, to: '10.96.220.2:80/tcp', expect: refused}",
     )
+}
+
+/// Who sticks to an endpoint stays there when the tables are made anew for a changed setting, in both families, but
+/// for those whose endpoint went meanwhile.
+pub fn affinity_over_structure(lab: &mut Lab) -> Result<()> {
+    let sticky = |name: &str, cluster_ip: &str| {
+        let mut service = service(name, cluster_ip, None);
+        service["spec"]["sessionAffinity"] = "ClientIP".into();
+        service
+    };
+    let v6 = |count: usize| (1..=count).map(|n| format!("fd00:10:128:1::{n:x}")).collect::<Vec<_>>();
+    let services = [("four", "10.96.232.1"), ("six", "fd00:10:96::e801")];
+    for (name, address) in services {
+        lab.cluster.apply("scenario", &sticky(name, address))?;
+    }
+    // The slots are not those that a table without a past would have.
+    apply(lab, &[slice("four", &remote_pods(9)), slice("six", &v6(9))])?;
+    apply(lab, &[slice("four", &remote_pods(8)[2..]), slice("six", &v6(8)[2..])])?;
+    let clients: Vec<(String, String)> = (65..=84)
+        .map(|n| (format!("pod1@10.128.0.{n}"), String::from("10.96.232.1:80/tcp")))
+        .chain(
+            (1..=20)
+                .map(|n| (format!("pod1@fd00:10:128::1:{n:x}"), String::from("[fd00:10:96::e801]:80/tcp"))),
+        )
+        .collect();
+    let met = |lab: &Lab| -> Result<Vec<SocketAddr>> {
+        clients.iter().map(|(from, to)| one(lab, from, to)).collect()
+    };
+    let before = met(lab)?;
+    let structures = [
+        serde_json::json!({"nftables": {"masqueradeAll": true}}),
+        serde_json::json!({"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "pod"}}),
+    ];
+    for config in structures {
+        lab.restart_with(serde_json::from_value(config)?)?;
+        lab.settle()?;
+        let after = met(lab)?;
+        if before != after {
+            bail!("before {before:?}\nafter {after:?}");
+        }
+    }
+    // While the agent is away an endpoint of each goes.
+    let gone = [before[0], before[20]];
+    lab.take_agent()?.terminate()?;
+    let without = |all: Vec<String>| {
+        let gone = gone.map(|endpoint| endpoint.ip().to_string());
+        all.into_iter().filter(|address| !gone.contains(address)).collect::<Vec<_>>()
+    };
+    lab.cluster.apply("scenario", &slice("four", &without(remote_pods(8)[2..].to_vec())))?;
+    lab.cluster.apply("scenario", &slice("six", &without(v6(8)[2..].to_vec())))?;
+    lab.start_with(serde_json::Map::new())?;
+    lab.settle()?;
+    for (before, after) in before.iter().zip(met(lab)?) {
+        if gone.contains(before) == (*before == after) {
+            bail!("{gone:?} went; from {before} to {after}");
+        }
+    }
+    Ok(())
+}
+
+fn one(lab: &Lab, from: &str, to: &str) -> Result<SocketAddr> {
+    let (name, source) = from.split_once('@').context("a client with its address")?;
+    let mut client = super::client(lab, name)?;
+    client.source = Some(source.parse()?);
+    let seen = runtime().block_on(client.attempts(to.parse()?, 3, true, patience()))?;
+    match seen.endpoints.keys().collect::<Vec<_>>()[..] {
+        [endpoint] if seen.outcomes.len() == 1 => Ok(*endpoint),
+        _ => bail!("{from} to {to}: {seen}"),
+    }
 }
 
 /// Rules stay, however the agent ended.
