@@ -35,8 +35,9 @@ lint: ## fmt, clippy, licences and sources of dependencies
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	.ci/deny
 
-bless: ## write the golden renderings, the configuration's page, man pages, completions and manifests anew; then look at the difference
+bless: ## write the golden renderings, the pages of the configuration and of metrics, man pages, completions and manifests anew; then look at the difference
 	BLESS=1 $(CARGO) test --test golden --test configuration --test deploy
+	BLESS=1 $(CARGO) test --lib the_page_of_metrics
 
 bench: deps ## the figures of README.md, with the machine they were taken on (as root, half an hour)
 	$(SUDO) env "PATH=$$PATH" CARGO=$(CARGO) .ci/bench

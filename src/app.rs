@@ -17,6 +17,8 @@ const DRIFT_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the host's addresses are looked at besides when the kernel says that they changed, and where it cannot
 /// be asked to say so.
 const ADDRESS_INTERVAL: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(5));
+/// How often the log says that something goes on failing.
+const REPEAT: Duration = Duration::from_secs(600);
 /// How often the log says that the own Node is waited for.
 const NODE_INTERVAL: Duration = Duration::from_secs(10);
 /// After a failed sync: the first and the longest time to the next try.
@@ -51,6 +53,7 @@ pub async fn run<D: DataPlane>(
     addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     reconciler.refresh_host_addresses();
     let mut schedule = Schedule::new();
+    let mut blind = Repeated::default();
     loop {
         let wake = schedule.wake(reconciler.next_retry());
         tokio::select! {
@@ -77,7 +80,7 @@ pub async fn run<D: DataPlane>(
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             _ = drift.tick(), if schedule.watches_for_drift() => {
                 if tend(&mut reconciler) {
-                    if Instant::now() < schedule.look_again || !disturbed(&mut reconciler) {
+                    if Instant::now() < schedule.look_again || !disturbed(&mut reconciler, &mut blind) {
                         continue;
                     }
                     reconciler.resync();
@@ -114,6 +117,8 @@ struct Schedule {
     not_before: Instant,
     /// Something is to be synced then.
     waiting: bool,
+    /// Failed syncs in a row.
+    failing: Repeated,
     /// When it is time to look again whether somebody else changed rules.
     look_again: Instant,
 }
@@ -127,6 +132,7 @@ impl Schedule {
             retry: None,
             not_before: now,
             waiting: false,
+            failing: Repeated::default(),
             look_again: now,
         }
     }
@@ -160,6 +166,9 @@ impl Schedule {
         match result {
             Ok(report) => {
                 self.retry = None;
+                if let Some(times) = self.failing.ended() {
+                    info!(failures = times, "syncs work again");
+                }
                 if report.steps > 0 {
                     self.not_before = Instant::now() + min_sync_period;
                 }
@@ -171,9 +180,39 @@ impl Schedule {
             Err(error) => {
                 let wait = self.retry.map_or(RETRY.0, |(_, wait)| (wait * 2).min(RETRY.1));
                 self.retry = Some((Instant::now() + wait, wait));
-                error!(%error, retry_ms = wait.as_millis() as u64, "sync failed");
+                let retry_ms = wait.as_millis() as u64;
+                match self.failing.again(&error) {
+                    Some(failures) => error!(%error, failures, retry_ms, "sync failed"),
+                    None => debug!(%error, retry_ms, "sync failed"),
+                }
             }
         }
+    }
+}
+
+/// Something that fails again and again: said when it is new and then now and then.
+#[derive(Debug, Default)]
+struct Repeated {
+    times: u64,
+    said: Option<(Instant, String)>,
+}
+
+impl Repeated {
+    /// It failed; how often by now, if that is to be said.
+    fn again(&mut self, error: &impl std::fmt::Display) -> Option<u64> {
+        self.times += 1;
+        let (now, text) = (Instant::now(), error.to_string());
+        if self.said.as_ref().is_some_and(|(at, said)| *said == text && now - *at < REPEAT) {
+            return None;
+        }
+        self.said = Some((now, text));
+        Some(self.times)
+    }
+
+    /// It works; how often it had failed, if it had.
+    fn ended(&mut self) -> Option<u64> {
+        let Repeated { times, said } = std::mem::take(self);
+        said.map(|_| times)
     }
 }
 
@@ -221,16 +260,21 @@ fn tend<D: DataPlane>(reconciler: &mut Reconciler<D>) -> bool {
     result.inspect_err(|error| warn!(%error, "endpoints that went could not be looked after")).is_ok()
 }
 
-fn disturbed<D: DataPlane>(reconciler: &mut Reconciler<D>) -> bool {
+fn disturbed<D: DataPlane>(reconciler: &mut Reconciler<D>, blind: &mut Repeated) -> bool {
     match reconciler.disturbed() {
         Ok(disturbed) => {
+            if blind.ended().is_some() {
+                info!("the kernel says again whether rules changed");
+            }
             if disturbed {
                 debug!("somebody else changed rules; comparing");
             }
             disturbed
         }
         Err(error) => {
-            warn!(%error, "cannot ask the kernel whether rules changed");
+            if let Some(times) = blind.again(&error) {
+                warn!(%error, times, "cannot ask the kernel whether rules changed");
+            }
             false
         }
     }

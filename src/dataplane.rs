@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+use nix::errno::Errno;
+
+use crate::cluster::Family;
 use crate::forwarding::{Adopted, Changes, Desired, Part, Settings};
 
 pub mod ipvs;
@@ -20,6 +23,15 @@ pub enum Fault {
     Unnamed,
     /// For none: something else changed, or nothing can be written at all. What is there is to be observed anew.
     Elsewhere,
+}
+
+/// What can be measured of a data plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measures {
+    /// Bytes that were sent to the kernel, and received from it.
+    pub traffic: [u64; 2],
+    /// Each set's elements by family and name, and how many it takes where that is limited.
+    pub sets: Vec<(Family, String, usize, Option<u32>)>,
 }
 
 /// A way to program service rules.
@@ -63,6 +75,16 @@ pub trait DataPlane {
     /// What a plan was refused for, that has just failed to be applied with this error.
     fn fault(&mut self, _plan: &Self::Plan, _error: &Self::Error) -> Fault {
         Fault::Elsewhere
+    }
+
+    /// What can be measured of it now.
+    fn measures(&self) -> Measures {
+        Measures::default()
+    }
+
+    /// What the kernel answered where an error is about that.
+    fn errnos(&self, _error: &Self::Error) -> Vec<Errno> {
+        Vec::new()
     }
 
     /// Whether somebody else may have changed what is there since it was last observed or applied.

@@ -46,6 +46,8 @@ struct State {
     waiting_since: Option<Instant>,
     sync_failed: bool,
     check_failed: bool,
+    /// Another program changed our rules, and they are not put right yet.
+    drifted: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +104,7 @@ impl Status {
         state.last_synced = Some(now);
         state.waiting_since = None;
         state.sync_failed = false;
+        state.drifted = false;
     }
 
     /// Whether rules have been written since the start.
@@ -114,6 +117,11 @@ impl Status {
         let mut state = self.state();
         state.sync_failed = true;
         state.waiting_since.get_or_insert(now);
+    }
+
+    /// Rules of ours were found changed by another program.
+    pub fn drifted(&self) {
+        self.state().drifted = true;
     }
 
     /// Whether it could be found out if another program changed rules.
@@ -144,13 +152,16 @@ impl Status {
     /// The response of `/readyz`: a line for each thing that is waited for.
     pub fn readyz(&self) -> Response {
         let state = *self.state();
-        let checks = [
+        let mut checks = vec![
             ("services listed", state.listed),
             ("endpointslices listed", state.listed),
             // Without an API server there may be no Node; then its absence is known after listing.
             ("node known", !state.node_missing && (state.node != NodeState::Unknown || state.listed)),
             ("first sync done", state.last_synced.is_some()),
         ];
+        if state.drifted {
+            checks.push(("rules as they were before another program changed them", false));
+        }
         let mut body: String = checks
             .iter()
             .map(|(what, done)| format!("[{}] {what}\n", if *done { "+" } else { "-" }))

@@ -70,11 +70,37 @@ const RELAY_FAILURES: Named = (
     "NodePorts that could not be opened on a loopback address",
 );
 
+const NFTABLES_CLEANUP_FAILURES: Named = (
+    "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
+    "Cumulative proxy nftables cleanup failures",
+);
+const CONNTRACK_DURATION: Named = (
+    "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+    "ReconcileConntrackFlowsLatency latency in seconds",
+);
+const CONNTRACK_DELETED: Named = (
+    "kubeproxy_conntrack_reconciler_deleted_entries_total",
+    "Cumulative conntrack flows deleted by conntrack reconciler",
+);
+
 // Ours.
 const SYNC_STEPS: Named = (
     "sluice_sync_steps",
     "Steps (elements, chains, sets, tables) that a sync wrote; 0: nothing had to be written",
 );
+const COMMIT_DURATION: Named =
+    ("sluice_commit_duration_seconds", "Seconds that the kernel took for a transaction, refused ones too");
+const NETLINK_BYTES: Named = (
+    "sluice_netlink_bytes_total",
+    "Bytes exchanged with the kernel about rules, by direction: sent or received",
+);
+const NETLINK_ERRORS: Named =
+    ("sluice_netlink_errors_total", "Errors that the kernel answered about rules, by errno");
+const SET_ELEMENTS: Named = (
+    "sluice_set_elements",
+    "Elements of each set; those of session affinity (sticky-K) are counted every 15 s, from kernel 6.18 on",
+);
+const SET_LIMIT: Named = ("sluice_set_limit", "Elements that a set takes, where that is limited");
 const SYNC_FAILURES: Named = ("sluice_sync_failures_total", "Syncs that failed, by stage: observe or apply");
 const REFUSED_TRANSACTIONS: Named = (
     "sluice_refused_transactions_total",
@@ -114,6 +140,10 @@ const OBJECTS: Named = ("sluice_objects", "Objects that are known, by kind");
 const API_LAST_CONTACT: Named = (
     "sluice_api_last_contact_timestamp_seconds",
     "When the API server last sent anything, in seconds since the epoch; 0: never",
+);
+const API_SILENCE: Named = (
+    "sluice_api_seconds_since_last_contact",
+    "Seconds since the API server last sent anything; -1: it never did",
 );
 const API_WATCH_RESTARTS: Named = (
     "sluice_api_watch_restarts_total",
@@ -169,6 +199,20 @@ pub struct Metrics {
     pub relay_failures: [IntCounter; 2],
     /// Steps that a sync applied.
     pub sync_steps: Histogram,
+    /// Seconds of each transaction.
+    pub commit_duration: Histogram,
+    /// Seconds of each pass over conntrack, by family.
+    pub conntrack_duration: [Histogram; 2],
+    /// Entries that were deleted from conntrack, by family.
+    pub conntrack_deleted: [IntCounter; 2],
+    /// Bytes sent to the kernel and received from it.
+    pub netlink_bytes: [IntCounter; 2],
+    /// What the kernel answered, by errno.
+    pub netlink_errors: IntCounterVec,
+    /// Elements of each set.
+    pub set_elements: IntGaugeVec,
+    /// The limits of sets.
+    pub set_limit: IntGaugeVec,
     /// Syncs that failed, by stage.
     pub failures: IntCounterVec,
     /// Transactions that the kernel refused.
@@ -224,6 +268,18 @@ impl Metrics {
                 vec.with_label_values(&[family])
             }),
             sync_steps: histogram(r, SYNC_STEPS, step_buckets()?)?,
+            commit_duration: histogram(r, COMMIT_DURATION, sync_buckets()?)?,
+            conntrack_duration: histograms(r, CONNTRACK_DURATION, sync_buckets()?)?,
+            conntrack_deleted: by_family(counter_vec(r, CONNTRACK_DELETED, FAMILY)?, |vec, family| {
+                vec.with_label_values(&[family])
+            }),
+            netlink_bytes: {
+                let vec = counter_vec(r, NETLINK_BYTES, "direction")?;
+                ["sent", "received"].map(|direction| vec.with_label_values(&[direction]))
+            },
+            netlink_errors: counter_vec(r, NETLINK_ERRORS, "errno")?,
+            set_elements: gauge_vec(r, SET_ELEMENTS, &[FAMILY, "set"])?,
+            set_limit: gauge_vec(r, SET_LIMIT, &[FAMILY, "set"])?,
             failures: counter_vec(r, SYNC_FAILURES, "stage")?,
             refused_transactions: counter(r, REFUSED_TRANSACTIONS)?,
             services_set_aside: gauge(r, SET_ASIDE)?,
@@ -237,6 +293,11 @@ impl Metrics {
             objects: gauge_vec(r, OBJECTS, &["kind"])?,
             registry: registry.clone(),
         };
+        // What is no longer needed goes in the same transaction: this stays 0.
+        let cleanup_failures = counter_vec(r, NFTABLES_CLEANUP_FAILURES, FAMILY)?;
+        for family in Family::ALL {
+            cleanup_failures.with_label_values(&[&family.to_string()]);
+        }
         gauge_vec(r, BUILD_INFO, &["version"])?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(ProcessCollector::for_self()))?;
         // A series that is not there until something goes wrong makes alerts miss the first time.

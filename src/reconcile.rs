@@ -217,6 +217,7 @@ impl<D: DataPlane> Reconciler<D> {
             conntrack.applied(&changes);
         }
         let report = Report { full, services: changes.services, steps, elapsed };
+        self.reporting.plane(&self.plane.measures());
         let counts @ (services, slices, endpoints) = self.index.counts();
         self.reporting.synced(&report, counts);
         if let Some(desired) = &self.desired {
@@ -247,19 +248,20 @@ impl<D: DataPlane> Reconciler<D> {
             }
             self.notices = view.notices;
         }
-        let observed =
-            self.plane.observe(&view.settings).inspect_err(|_| self.reporting.failed("observe"))?;
+        let observed = self.plane.observe(&view.settings).inspect_err(|error| {
+            self.reporting.errors(&self.plane.errnos(error));
+            self.reporting.failed("observe");
+        })?;
         let adopted = self.plane.adopt(&observed);
         let (mut desired, mut changes) =
             Desired::adopting(&self.index, view.node, view.settings, adopted, Instant::now());
-        let steps = self
-            .apply_or_isolate(&mut desired, &mut changes, Some(&observed))
-            .inspect_err(|_| self.found_drift())?;
-        if steps > 0 {
-            self.found_drift();
-        }
+        let steps = self.apply_or_isolate(&mut desired, &mut changes, Some(&observed))?;
         if std::mem::replace(&mut self.drift, Drift::None) == Drift::Found {
             self.reporting.metrics.drift_repaired.inc();
+            warn!(
+                steps,
+                "another program had changed or removed rules of sluice; they are as they should be again"
+            );
         }
         self.desired = Some(desired);
         self.index.settle();
@@ -274,6 +276,7 @@ impl<D: DataPlane> Reconciler<D> {
         if self.drift == Drift::Suspected {
             self.drift = Drift::Found;
             self.reporting.metrics.drift_detected.inc();
+            self.reporting.status.drifted();
         }
     }
 

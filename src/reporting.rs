@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
 use rustc_hash::FxHashMap;
 
 use crate::cluster::{Change, Family, Index, ObjectName};
+use crate::dataplane::Measures;
 use crate::events::Events;
 use crate::forwarding::{Local, NodeView, local};
 use crate::health::Status;
@@ -31,6 +33,8 @@ pub struct Reporting {
     locals: FxHashMap<ObjectName, Local>,
     totals: Totals,
     triggers: Vec<(Family, SystemTime)>,
+    /// How many sets there are that come and go.
+    limited_sets: usize,
     /// Older changes were made known to another process than this.
     start: SystemTime,
 }
@@ -65,6 +69,7 @@ impl Reporting {
             locals: FxHashMap::default(),
             totals: Totals::default(),
             triggers: Vec::new(),
+            limited_sets: 0,
             start: SystemTime::now(),
         }
     }
@@ -99,6 +104,30 @@ impl Reporting {
     /// The kernel refused a transaction; it may do with less.
     pub fn refused(&self) {
         self.metrics.refused_transactions.inc();
+    }
+
+    /// The kernel answered with errors.
+    pub fn errors(&self, errnos: &[Errno]) {
+        errnos.iter().for_each(|e| self.metrics.netlink_errors.with_label_values(&[&format!("{e:?}")]).inc());
+    }
+
+    /// What can be measured of the data plane.
+    pub fn plane(&mut self, measures: &Measures) {
+        for (counter, now) in self.metrics.netlink_bytes.iter().zip(measures.traffic) {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
+        let sets = measures.sets.iter().filter(|(_, _, _, limit)| limit.is_some()).count();
+        if std::mem::replace(&mut self.limited_sets, sets) > sets {
+            self.metrics.set_elements.reset();
+            self.metrics.set_limit.reset();
+        }
+        for (family, set, elements, limit) in &measures.sets {
+            let labels = &[&*family.to_string(), &**set];
+            self.metrics.set_elements.with_label_values(labels).set(*elements as i64);
+            if let Some(limit) = limit {
+                self.metrics.set_limit.with_label_values(labels).set(i64::from(*limit));
+            }
+        }
     }
 
     /// A sync failed, in this stage.

@@ -99,6 +99,27 @@ impl Drop for Lab {
     }
 }
 
+/// One name is kube-proxy's own against the rules: a gauge that ends in `_total`.
+fn promtool_finds_no_fault(metrics: &str) {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool, of Debian's package prometheus");
+    promtool.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("write");
+    let output = promtool.wait_with_output().expect("an end");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let found: Vec<&str> = said.lines().collect();
+    assert!(
+        found.iter().all(|line| line.starts_with("kubeproxy_sync_proxy_rules_no_local_endpoints_total ")),
+        "{said}"
+    );
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{said}");
+}
+
 fn run(command: &mut Command) {
     let status = command.status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(status.success(), "{command:?}: {status}");
@@ -118,8 +139,12 @@ fn healthy_with_its_rules_and_again_after_somebody_flushed_them() {
     assert_eq!(lab.get(10249, "/proxyMode"), Some((200, "nftables".into())));
     assert_eq!(lab.get(10249, "/healthz"), Some((200, "ok".into())));
     assert_eq!(lab.metric("sluice_drift_repaired_total"), 0.0);
+    let (code, configz) = lab.get(10249, "/configz").expect("an answer");
+    assert!(code == 200 && configz.contains(r#""kubeproxy.config.k8s.io":{"#), "{configz}");
+    assert!(configz.contains(r#""hostnameOverride":"node1""#), "{configz}");
     let (_, metrics) = lab.get(10249, "/metrics").expect("metrics");
     assert!(!metrics.contains("sluice_api_"), "there is no API server");
+    promtool_finds_no_fault(&metrics);
     run(Command::new("ip").args(["netns", "exec", &lab.namespace, "nft", "flush", "ruleset"]));
     lab.until("the rules are repaired", || lab.metric("sluice_drift_repaired_total") == 1.0);
     assert_eq!(lab.metric("sluice_drift_detected_total"), 1.0);

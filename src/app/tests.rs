@@ -116,3 +116,51 @@ async fn without_a_min_sync_period_each_change_is_written_at_once() {
     let changes = [0, 10, 11, 40, 300];
     assert_eq!(commits(Duration::ZERO, &changes).await, changes);
 }
+
+#[tokio::test(start_paused = true)]
+async fn hours_of_failures_are_few_lines_of_log() {
+    use crate::dataplane::memory::Refused;
+    let refused = Refused { errno: nix::errno::Errno::EIO, step: "all".into(), at: None };
+    let tries: Arc<Mutex<u32>> = Arc::default();
+    let counted = tries.clone();
+    let works = Arc::new(Mutex::new(false));
+    let working = works.clone();
+    let plane = Plane::new(Box::new(move |_: &Plan| {
+        *counted.lock().unwrap() += 1;
+        if *working.lock().unwrap() { Ok(()) } else { Err(refused.clone()) }
+    }));
+    let lines: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer({
+        let lines = lines.clone();
+        move || Lines(lines.clone())
+    });
+    let _guard = tracing::subscriber::set_default(log.finish());
+    let (tx, rx) = mpsc::channel(16);
+    let source = async {
+        tx.send(Batch { changes: vec![service(1)], synced: true }).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(4 * 3600)).await;
+        *works.lock().unwrap() = true;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(tx);
+    };
+    tokio::join!(run(reconciler(plane).0, rx, Duration::ZERO, mpsc::channel(1).1), source);
+    let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    let of = |part: &str| text.lines().filter(|line| line.contains(part)).count();
+    assert!(*tries.lock().unwrap() > 400, "it was tried all the time");
+    assert!((20..=26).contains(&of("sync failed")), "one in ten minutes: {text}");
+    assert_eq!(of("syncs work again"), 1);
+    assert!(text.lines().count() < 40, "{text}");
+}
+
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

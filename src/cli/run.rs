@@ -113,9 +113,12 @@ impl Run {
             reporting.events = events;
             queue = Some(receiver);
         }
+        let merged = self.settings.merged(file.as_ref())?;
+        let configz = serde_json::json!({"kubeproxy.config.k8s.io": merged.configuration}).to_string();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
-            let mut servers = servers::start(&config.servers, &reporting, plane.name())?;
+            let metrics = reporting.metrics.clone();
+            let mut servers = servers::start(&config.servers, &reporting, plane.name(), configz)?;
             let (tx, rx) = mpsc::channel(QUEUE);
             let source = match manifests {
                 Some(manifests) => tokio::spawn(manifests.run(tx)),
@@ -148,7 +151,7 @@ impl Run {
             }
             reconciler.relay(relay.clone());
             servers.spawn(relay.serve());
-            match Cleaner::start() {
+            match Cleaner::start(Some(metrics)) {
                 Ok(cleaner) => reconciler.clean_conntrack(cleaner),
                 Err(error) => warn!(%error, "stale connections are not deleted"),
             }

@@ -20,6 +20,7 @@ pub fn start(
     config: &Servers,
     reporting: &Reporting,
     proxy_mode: &'static str,
+    configz: String,
 ) -> anyhow::Result<JoinSet<()>> {
     let (status, metrics) = (reporting.status.clone(), reporting.metrics.clone());
     let mut tasks = JoinSet::new();
@@ -34,7 +35,7 @@ pub fn start(
         (
             "--metrics-bind-address",
             config.metrics,
-            servers::metrics(metrics, proxy_mode),
+            servers::metrics(metrics, proxy_mode, configz),
             reasons::METRICS_SERVER,
         ),
     ];

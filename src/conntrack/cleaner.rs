@@ -10,6 +10,7 @@ use super::Error;
 use super::kernel::Conntrack;
 use super::stale::{Known, Stale};
 use crate::forwarding::{Changes, Desired};
+use crate::metrics::Metrics;
 
 /// After a pass, its duration times this is waited: listing takes at most a fifth of one core.
 const PAUSE: u32 = 4;
@@ -85,12 +86,12 @@ impl Cleaner {
     ///
     /// # Errors
     /// When there is no socket or no thread.
-    pub fn start() -> Result<Cleaner, Error> {
+    pub fn start(metrics: Option<Arc<Metrics>>) -> Result<Cleaner, Error> {
         let conntrack = Conntrack::open()?;
         let shared = Arc::new(Shared::default());
         let run = {
             let shared = shared.clone();
-            move || run(&shared, conntrack)
+            move || run(&shared, conntrack, metrics.as_deref())
         };
         let thread =
             std::thread::Builder::new().name("conntrack".into()).spawn(run).map_err(Error::Thread)?;
@@ -139,7 +140,7 @@ impl Drop for Cleaner {
     }
 }
 
-fn run(shared: &Shared, mut conntrack: Conntrack) {
+fn run(shared: &Shared, mut conntrack: Conntrack, metrics: Option<&Metrics>) {
     // In a row, for the log; those after which the work is still to be done.
     let (mut reported, mut failures) = (0, 0);
     while let Some(mut stale) = shared.next() {
@@ -150,6 +151,12 @@ fn run(shared: &Shared, mut conntrack: Conntrack) {
         let pause = match result {
             Ok(pass) => {
                 (reported, failures) = (0, 0);
+                if let Some(metrics) = metrics {
+                    for (family, deleted) in pass.by_family.into_iter().enumerate() {
+                        metrics.conntrack_duration[family].observe(elapsed.as_secs_f64());
+                        metrics.conntrack_deleted[family].inc_by(deleted as u64);
+                    }
+                }
                 if pass.deleted > 0 {
                     info!(
                         deleted = pass.deleted,

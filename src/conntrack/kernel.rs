@@ -63,6 +63,8 @@ pub struct Pass {
     pub listed: usize,
     /// Entries that were deleted.
     pub deleted: usize,
+    /// The same by family.
+    pub by_family: [usize; 2],
 }
 
 /// Two sockets to the conntrack of one network namespace: while one lists, the other deletes.
@@ -94,9 +96,11 @@ impl Conntrack {
                 Fault::Netlink(error) => Error::Dump { family, protocol, error },
                 Fault::Delete(error) => error,
             };
+            let before = pass.deleted;
             self.clean_scope(&scope, stale, &mut pass, &mut deletions).map_err(fault)?;
+            deletions.flush(&mut self.delete, &mut pass)?;
+            pass.by_family[family as usize] += pass.deleted - before;
         }
-        deletions.flush(&mut self.delete, &mut pass)?;
         match deletions.refused {
             Some((count, errno)) => Err(Error::Refused { count, errno }),
             None => Ok(pass),

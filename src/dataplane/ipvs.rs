@@ -21,10 +21,10 @@ use self::kernel::Kernel;
 use self::model::{Step, Timeouts, VirtualService};
 use self::plan::{Bounds, Plan};
 use self::state::State;
-use super::DataPlane;
 use super::nftables::model::{Element, Verdict};
 use super::nftables::translation::{Host, Translation};
 use super::nftables::{self, Nftables};
+use super::{DataPlane, Measures};
 use crate::cluster::Scheduler;
 use crate::config;
 use crate::forwarding::{Adopted, Changes, Desired, Frontend, Settings, Target};
@@ -323,6 +323,10 @@ impl DataPlane for Ipvs {
         }
         self.kernel.execute(&plan.after)?;
         Ok(())
+    }
+
+    fn measures(&self) -> Measures {
+        self.tables.measures()
     }
 
     fn disturbed(&mut self) -> Result<bool, Error> {

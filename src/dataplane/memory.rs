@@ -30,7 +30,7 @@ struct Table {
 }
 
 /// A step that the kernel would refuse.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{step}: {errno}")]
 pub struct Refused {
     /// The error that the kernel would answer.

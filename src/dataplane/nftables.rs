@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::{debug, warn};
 
 use self::element::{Decoded, Sticky};
@@ -15,7 +15,7 @@ use self::model::{Set, Step};
 use self::plan::{Observed, ObservedTable, Plan, Usage};
 use self::translation::Translation;
 use super::ipvs::leftovers::Leftovers;
-use super::{DataPlane, Fault};
+use super::{DataPlane, Fault, Measures};
 use crate::cluster::Family;
 use crate::forwarding::{Adopted, Changes, Desired, SetChange, Settings};
 use crate::netlink::{self, Socket};
@@ -50,6 +50,9 @@ const TRIES: usize = 10;
 
 /// Time until then. After a large load the kernel resizes its hash tables for some milliseconds.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// How often the clients of session affinity are counted, where the kernel counts them.
+const CLIENTS: Duration = Duration::from_secs(15);
 
 /// Why rules could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +98,9 @@ pub struct Nftables {
     used: Usage,
     /// The same once the plan made last is applied, where that differs.
     planned: Option<Usage>,
+    /// How many clients each set of session affinity had when they were last counted.
+    counted: FxHashMap<(Family, Set), usize>,
+    counted_at: Instant,
     /// The generation up to which everything that happened to the rules is known.
     generation: Option<u32>,
     /// Since when others have committed, with structure and counts of our tables as before.
@@ -126,6 +132,8 @@ impl Nftables {
             families: Family::ALL.to_vec(),
             used: Usage::default(),
             planned: None,
+            counted: FxHashMap::default(),
+            counted_at: Instant::now(),
             generation: None,
             unverified: None,
             settings: Settings::default(),
@@ -325,7 +333,7 @@ impl DataPlane for Nftables {
             let before = self.socket.generation()?;
             let mut observed = Observed::new();
             let mut interrupted = false;
-            self.clients.clear();
+            self.counted.clear();
             for family in self.families.clone() {
                 match self.read(family, settings) {
                     Ok(table) => {
@@ -404,26 +412,6 @@ impl DataPlane for Nftables {
         }
     }
 
-    fn tend(&mut self) -> Result<(), Error> {
-        let result = match &mut self.leftovers {
-            Looked::Done => return Ok(()),
-            Looked::NotYet => {
-                Leftovers::open().map(|found| found.map_or(Looked::Done, Looked::Found)).map(Some)
-            }
-            Looked::Found(leftovers) => leftovers.remove().map(|done| done.then_some(Looked::Done)),
-        };
-        match result {
-            Ok(Some(state)) => self.leftovers = state,
-            Ok(None) => {}
-            // The rules do not need it.
-            Err(error) => {
-                warn!(%error, "what mode ipvs left cannot be removed; the next start tries again");
-                self.leftovers = Looked::Done;
-            }
-        }
-        Ok(())
-    }
-
     fn fault(&mut self, plan: &Plan, error: &Error) -> Fault {
         let Error::Refused(refused) = error else { return Fault::Elsewhere };
         // What somebody else did to our tables is no Service's fault. Those that are made anew do not depend on it.
@@ -441,6 +429,44 @@ impl DataPlane for Nftables {
         let named: Vec<_> =
             named.flat_map(|(parts, why)| parts.into_iter().map(move |part| (part, why.clone()))).collect();
         if named.is_empty() { Fault::Elsewhere } else { Fault::Named(named) }
+    }
+
+    fn tend(&mut self) -> Result<(), Error> {
+        self.remove_leftovers();
+        self.count_clients()
+    }
+
+    fn measures(&self) -> Measures {
+        let mut sets = Vec::new();
+        for family in self.families.iter().copied() {
+            let structure = plan::structure(&self.settings, family);
+            for set in schema::sets(&structure) {
+                sets.push((family, set.to_string(), self.used.elements(family, set), None));
+            }
+            for set in self.used.parts(family).1 {
+                let limit = schema::definition(family, set).size;
+                let clients = self.counted.get(&(family, set)).copied().unwrap_or(0);
+                sets.push((family, set.to_string(), clients, Some(limit)));
+            }
+        }
+        Measures { traffic: self.socket.traffic(), sets }
+    }
+
+    fn errnos(&self, error: &Error) -> Vec<Errno> {
+        match error {
+            Error::NotPermitted => vec![Errno::EPERM],
+            Error::Refused(refused) => refused.iter().map(|r| r.errno).collect(),
+            Error::Netlink(netlink::Error::Refused(refused)) => refused.iter().map(|r| r.errno).collect(),
+            Error::Netlink(
+                netlink::Error::Send { errno, .. }
+                | netlink::Error::Receive(errno)
+                | netlink::Error::Request(errno)
+                | netlink::Error::Option { errno, .. }
+                | netlink::Error::Open(errno)
+                | netlink::Error::Bind(errno),
+            ) => vec![*errno],
+            Error::Netlink(_) => Vec::new(),
+        }
     }
 
     fn disturbed(&mut self) -> Result<bool, Error> {
@@ -467,6 +493,45 @@ fn makes_table(steps: &[Step]) -> bool {
 }
 
 impl Nftables {
+    /// Removes what mode ipvs left; as far as that goes, in each call.
+    fn remove_leftovers(&mut self) {
+        let result = match &mut self.leftovers {
+            Looked::Done => return,
+            Looked::NotYet => {
+                Leftovers::open().map(|found| found.map_or(Looked::Done, Looked::Found)).map(Some)
+            }
+            Looked::Found(leftovers) => leftovers.remove().map(|done| done.then_some(Looked::Done)),
+        };
+        match result {
+            Ok(Some(state)) => self.leftovers = state,
+            Ok(None) => {}
+            // The rules do not need it.
+            Err(error) => {
+                warn!(%error, "what mode ipvs left cannot be removed; the next start tries again");
+                self.leftovers = Looked::Done;
+            }
+        }
+    }
+
+    /// Counts the clients of session affinity, now and then.
+    fn count_clients(&mut self) -> Result<(), Error> {
+        if self.counted_at.elapsed() < CLIENTS {
+            return Ok(());
+        }
+        self.counted_at = Instant::now();
+        self.counted.clear();
+        for family in self.families.clone() {
+            let (_, sets) = self.used.parts(family);
+            if sets.is_empty() {
+                continue;
+            }
+            let Some(found) = decode::observe(&mut self.socket, family)? else { continue };
+            let counts = sets.into_iter().filter_map(|set| Some(((family, set), found.count(set)? as usize)));
+            self.counted.extend(counts);
+        }
+        Ok(())
+    }
+
     /// An element that was replaced by another does not show in the counts: after commits of others everything is
     /// compared once in a while, unless that means to dump a large table.
     fn is_to_be_verified(&self) -> bool {

@@ -23,8 +23,8 @@ pub fn health(status: Arc<Status>, metrics: Arc<Metrics>) -> Route {
     })
 }
 
-/// `--metrics-bind-address`: `/metrics`, `/healthz`, `/proxyMode`.
-pub fn metrics(metrics: Arc<Metrics>, proxy_mode: &'static str) -> Route {
+/// `--metrics-bind-address`: `/metrics`, `/healthz`, `/proxyMode`, `/configz`.
+pub fn metrics(metrics: Arc<Metrics>, proxy_mode: &'static str, configz: String) -> Route {
     Arc::new(move |path| match path {
         "/metrics" => match metrics.text() {
             Ok(text) => http::response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
@@ -33,6 +33,8 @@ pub fn metrics(metrics: Arc<Metrics>, proxy_mode: &'static str) -> Route {
         // Only that the process answers; whether the rules are right is for the other server to say.
         "/healthz" => http::text(StatusCode::OK, "ok"),
         "/proxyMode" => http::text(StatusCode::OK, proxy_mode),
+        // The configuration as it is in force, in the form of the file.
+        "/configz" => http::json(StatusCode::OK, configz.clone()),
         _ => http::not_found(),
     })
 }

@@ -7,7 +7,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Error, Gauge, IntCounter, IntCounterVec, Opts};
 
-use super::{API_LAST_CONTACT, API_LISTS, API_SKIPPED, API_WATCH_RESTARTS, Named};
+use super::{API_LAST_CONTACT, API_LISTS, API_SILENCE, API_SKIPPED, API_WATCH_RESTARTS, Named};
 use crate::reporting::seconds;
 use crate::source::kubernetes::ApiStatus;
 
@@ -44,6 +44,7 @@ impl Collector for Api {
 /// two scrapes at once would both add.
 struct Now {
     last_contact: Gauge,
+    silence: Gauge,
     restarts: IntCounterVec,
     lists: IntCounterVec,
     skipped: IntCounter,
@@ -53,6 +54,7 @@ impl Now {
     fn of(status: &ApiStatus) -> Result<Now, Error> {
         let now = Now {
             last_contact: Gauge::new(API_LAST_CONTACT.0, API_LAST_CONTACT.1)?,
+            silence: Gauge::new(API_SILENCE.0, API_SILENCE.1)?,
             restarts: by_resource(API_WATCH_RESTARTS, status.restarts())?,
             lists: by_resource(API_LISTS, status.lists())?,
             skipped: IntCounter::new(API_SKIPPED.0, API_SKIPPED.1)?,
@@ -60,12 +62,13 @@ impl Now {
         if let Some(at) = status.since_contact().and_then(|since| SystemTime::now().checked_sub(since)) {
             now.last_contact.set(seconds(at));
         }
+        now.silence.set(status.since_contact().map_or(-1.0, |since| since.as_secs_f64()));
         now.skipped.inc_by(status.skipped());
         Ok(now)
     }
 
-    fn collectors(&self) -> [&dyn Collector; 4] {
-        [&self.last_contact, &self.restarts, &self.lists, &self.skipped]
+    fn collectors(&self) -> [&dyn Collector; 5] {
+        [&self.last_contact, &self.silence, &self.restarts, &self.lists, &self.skipped]
     }
 }
 

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::source::kubernetes::ApiStatus;
 
 fn text() -> String {
     let metrics = Metrics::new().expect("no name is there twice");
@@ -92,3 +93,51 @@ fn names_types_and_labels_are_kube_proxys() {
     let buckets = text.matches(r#"kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4""#);
     assert_eq!(buckets.count(), 2 + 59 + 12 + 7 + 1, "with +Inf");
 }
+
+/// `deploy/METRICS.md`, made of what `/metrics` says. `make bless` writes it anew.
+#[test]
+fn the_page_of_metrics_is_what_is_served() {
+    let metrics = Metrics::new().expect("no name is there twice");
+    let status = Arc::new(ApiStatus::default());
+    let took = std::time::Duration::from_millis(1);
+    status.requested(&http::Method::GET, "https://192.0.2.1:6443", Some(200), took);
+    metrics.watch_api(status).expect("new names");
+    metrics.netlink_errors.with_label_values(&["EEXIST"]).inc();
+    metrics.set_elements.with_label_values(&["IPv4", "services"]).set(1);
+    metrics.set_limit.with_label_values(&["IPv4", "sticky-0"]).set(1);
+    let text = String::from_utf8(metrics.text().unwrap()).unwrap();
+    let (types, mut rows) = (types(&text), String::new());
+    for line in text.lines() {
+        let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) else {
+            continue;
+        };
+        let kind = types[name];
+        let series = if kind == "histogram" { format!("{name}_count") } else { name.to_owned() };
+        let labels =
+            text.lines().find_map(|line| line.strip_prefix(&series)?.strip_prefix('{')?.split_once('}'));
+        let names =
+            labels.map_or("", |(labels, _)| labels).split(',').filter_map(|l| Some(l.split_once('=')?.0));
+        let labels: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+        rows += &format!("| `{name}` | {kind} | {} | {} |\n", labels.join(", "), help.trim_end_matches('.'));
+    }
+    let page = format!("{PAGE}| name | type | labels | what |\n| --- | --- | --- | --- |\n{rows}");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/METRICS.md");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(path, &page).unwrap();
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(found == page, "{path} is not what is served; `make bless` if that is right");
+}
+
+const PAGE: &str = "\
+# Metrics
+What `/metrics` on port 10249 serves; made by `make bless` from what is served, and held against it. Names, types, labels and buckets of
+`kubeproxy_*` and `rest_client_*` are kube-proxy's 1.36 (where both families are one transaction, both get the same value); of
+`process_*` Prometheus'. `/configz` on the same port is the configuration in force.
+
+Not there, since there is nothing that they could count: those of iptables, `go_*`, and what sluice has under its own name:
+`kubernetes_build_info` is `sluice_build_info`. A series with `sluice_api_*` or `rest_client_*` is only there with an API server.
+`kubeproxy_sync_proxy_rules_no_local_endpoints_total` is a gauge all the same, which `promtool check metrics` remarks; it has no other
+remark.
+
+";

@@ -74,6 +74,9 @@ pub struct Socket {
     sequence: u32,
     send_capacity: usize,
     buffer: Vec<u8>,
+    /// Bytes so far.
+    sent: u64,
+    received: u64,
 }
 
 impl Socket {
@@ -122,6 +125,8 @@ impl Socket {
             sequence: REQUEST_SEQUENCE,
             send_capacity: reached.saturating_sub(SEND_RESERVE),
             buffer: vec![0; RECEIVE_LENGTH],
+            sent: 0,
+            received: 0,
         })
     }
 
@@ -129,6 +134,11 @@ impl Socket {
     /// split there.
     pub fn send_capacity(&self) -> usize {
         self.send_capacity
+    }
+
+    /// Bytes that were sent to the kernel and received from it.
+    pub fn traffic(&self) -> [u64; 2] {
+        [self.sent, self.received]
     }
 
     /// Applies a batch, all or nothing.
@@ -326,14 +336,17 @@ impl Socket {
         }
     }
 
-    fn send(&self, bytes: &[u8]) -> Result<(), Error> {
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let length = bytes.len();
         if length > self.send_capacity {
             return Err(Error::TooLong { length, capacity: self.send_capacity });
         }
         loop {
             match send(self.descriptor.as_raw_fd(), bytes, MsgFlags::empty()) {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    self.sent += length as u64;
+                    return Ok(());
+                }
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Error::Send { length, errno }),
             }
@@ -348,7 +361,10 @@ impl Socket {
                 Ok(length) if length > self.buffer.len() => {
                     return Err(Error::Truncated { length, capacity: self.buffer.len() });
                 }
-                Ok(length) => return Ok(length),
+                Ok(length) => {
+                    self.received += length as u64;
+                    return Ok(length);
+                }
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Error::Receive(errno)),
             }

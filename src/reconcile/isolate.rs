@@ -217,9 +217,16 @@ impl<D: DataPlane> Reconciler<D> {
         if steps == 0 {
             return Ok(0);
         }
-        match self.plane.apply(&plan) {
+        if observed.is_some() {
+            self.found_drift();
+        }
+        let start = Instant::now();
+        let result = self.plane.apply(&plan);
+        self.reporting.metrics.commit_duration.observe(start.elapsed().as_secs_f64());
+        match result {
             Ok(()) => Ok(steps),
             Err(error) => {
+                self.reporting.errors(&self.plane.errnos(&error));
                 self.reporting.refused();
                 Err((plan, error))
             }

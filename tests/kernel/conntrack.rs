@@ -227,7 +227,7 @@ fn start(changes: [Change; 2]) -> Reconciler<Nftables> {
     let config = Config::new(&merge(&Given::default(), None).unwrap(), "node1").unwrap();
     let reporting = Reporting::new(Arc::new(Metrics::new().unwrap()));
     let mut reconciler = Reconciler::new(config, Nftables::open().unwrap(), reporting);
-    reconciler.clean_conntrack(Cleaner::start().unwrap());
+    reconciler.clean_conntrack(Cleaner::start(None).unwrap());
     apply(&mut reconciler, changes);
     reconciler
 }

@@ -109,7 +109,7 @@ impl ApiStatus {
     }
 
     /// A request was answered with this code, or not at all.
-    pub(super) fn requested(&self, method: &Method, url: &str, code: Option<u16>, took: Duration) {
+    pub(crate) fn requested(&self, method: &Method, url: &str, code: Option<u16>, took: Duration) {
         let Some(requests) = &self.requests else { return };
         let uri = url.parse::<Uri>().ok();
         let host = uri.as_ref().and_then(Uri::authority).map_or("", |authority| authority.as_str());
