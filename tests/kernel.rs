@@ -1,6 +1,8 @@
 //! What sluice sends to the kernel and what it prints, held against the kernel and against nft. Needs root and the
 //! programs nft, ip and conntrack; each test has a network namespace of its own.
 
+#[path = "kernel/busy.rs"]
+mod busy;
 #[path = "kernel/bytecode.rs"]
 mod bytecode;
 #[path = "kernel/capacity.rs"]

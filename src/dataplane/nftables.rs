@@ -329,11 +329,13 @@ impl DataPlane for Nftables {
 
     fn observe(&mut self, settings: &Settings) -> Result<Observed, Error> {
         self.settings = settings.clone();
+        let mut last: Option<Observed> = None;
         for _ in 0..TRIES {
             let before = self.socket.generation()?;
             let mut observed = Observed::new();
             let mut interrupted = false;
             self.counted.clear();
+            self.clients.clear();
             for family in self.families.clone() {
                 match self.read(family, settings) {
                     Ok(table) => {
@@ -346,10 +348,15 @@ impl DataPlane for Nftables {
                     Err(error) => return Err(error.into()),
                 }
             }
-            if !interrupted && self.socket.generation()? == before {
-                self.generation = Some(before);
-                self.unverified = None;
-                return Ok(observed);
+            if !interrupted {
+                let after = self.socket.generation()?;
+                // Where others commit all the time, two readings that agree have to do, until all is compared again.
+                if after == before || last.as_ref() == Some(&observed) {
+                    self.generation = Some(after);
+                    self.unverified = (after != before).then(Instant::now);
+                    return Ok(observed);
+                }
+                last = Some(observed);
             }
             debug!("rules changed while they were read; reading again");
             std::thread::sleep(PAUSE);

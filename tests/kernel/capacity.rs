@@ -149,7 +149,7 @@ fn a_user_namespace_loads_in_parts() {
 }
 
 #[test]
-fn a_dump_during_commits_is_whole_or_interrupted() {
+fn a_dump_during_commits_of_others_is_whole() {
     in_new_namespace(|| {
         let family = Family::Ipv4;
         let first = endpoints(family, 3000);
@@ -188,6 +188,7 @@ fn a_dump_during_commits_is_whole_or_interrupted() {
             }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
-        assert!(interrupted > 0, "{whole} whole");
+        // Only the kernel's own work on a set that was just filled is in the way, and that ends.
+        assert!(whole > interrupted, "{whole} whole, {interrupted} interrupted");
     });
 }

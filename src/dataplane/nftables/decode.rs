@@ -4,8 +4,8 @@
 //! each round of 32 KB walks the set from its start, 100,000 elements take 0.25 to 0.8 s (6.18). They are given to
 //! a callback as they come.
 //!
-//! A commit by anybody in the namespace while a dump runs spoils it: [`Error::Interrupted`]. What is small is
-//! asked for again here; elements already given to a callback the caller has to throw away.
+//! A commit by anybody in the namespace while the structure is read spoils that: it is asked for again here. Elements are
+//! given as they are; a dump that is not whole is [`Error::Interrupted`], and what came has to be thrown away.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -303,14 +303,15 @@ fn read_rule<'a>(message: &Message<'a>) -> Result<Option<(&'a str, Vec<Expressio
 }
 
 /// Reads what is in a set, each element as it comes; intervals come last, as networks. The set must be there
-/// ([`Error::Request`] with `ENOENT`). On [`Error::Interrupted`] what came has to be thrown away.
+/// ([`Error::Request`] with `ENOENT`). On [`Error::Interrupted`] what came has to be thrown away. Commits of others to
+/// their own tables do no harm; whether this one changed meanwhile is for the caller to find out.
 pub fn elements(
     socket: &mut Socket,
     family: Family,
     set: Set,
     mut visit: impl FnMut(Decoded),
 ) -> Result<(), Error> {
-    in_one_generation(socket, |socket| dump_elements(socket, family, set, &mut visit))
+    dump_elements(socket, family, set, &mut visit)
 }
 
 /// Reads all elements of some sets as they are at one moment, again when interrupted, as often as given.
@@ -338,7 +339,7 @@ pub fn all_elements(
 const LOOKED_UP_AT_ONCE: usize = 32;
 
 /// Looks elements of one set up by their keys. The first one that is not there ends it ([`Error::Request`] with
-/// `ENOENT`).
+/// `ENOENT`). Whether the table changed meanwhile is for the caller to find out.
 pub fn look_up<'a>(
     socket: &mut Socket,
     family: Family,
@@ -346,30 +347,28 @@ pub fn look_up<'a>(
 ) -> Result<Vec<Element>, Error> {
     let mut keys = keys.into_iter().peekable();
     let Some(set) = keys.peek().map(|element| element.set()) else { return Ok(Vec::new()) };
-    in_one_generation(socket, |socket| {
-        let mut found = Vec::with_capacity(keys.size_hint().0);
-        while keys.peek().is_some() {
-            let mut request = Request::get(NFT_MSG_GETSETELEM, family.number());
-            request.string(NFTA_TABLE_NAME, TABLE);
-            request.display(NFTA_SET_ELEM_LIST_SET, set);
-            let mut count = 0;
-            request.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
-                for key in keys.by_ref().take(LOOKED_UP_AT_ONCE) {
-                    element::encode(list, key, false);
-                    count += 1;
+    let mut found = Vec::with_capacity(keys.size_hint().0);
+    while keys.peek().is_some() {
+        let mut request = Request::get(NFT_MSG_GETSETELEM, family.number());
+        request.string(NFTA_TABLE_NAME, TABLE);
+        request.display(NFTA_SET_ELEM_LIST_SET, set);
+        let mut count = 0;
+        request.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+            for key in keys.by_ref().take(LOOKED_UP_AT_ONCE) {
+                element::encode(list, key, false);
+                count += 1;
+            }
+        });
+        socket.request_each(&request, count, |message| -> Result<(), Error> {
+            visit_elements(&message, |attribute| {
+                if let Decoded::Element(element) = element::decode(family, set, attribute)? {
+                    found.push(element);
                 }
-            });
-            socket.request_each(&request, count, |message| -> Result<(), Error> {
-                visit_elements(&message, |attribute| {
-                    if let Decoded::Element(element) = element::decode(family, set, attribute)? {
-                        found.push(element);
-                    }
-                    Ok(())
-                })
-            })?;
-        }
-        Ok(found)
-    })
+                Ok(())
+            })
+        })?;
+    }
+    Ok(found)
 }
 
 /// The elements of a message that lists some.
