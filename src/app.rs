@@ -80,7 +80,9 @@ pub async fn run<D: DataPlane>(
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             _ = drift.tick(), if schedule.watches_for_drift() => {
                 if tend(&mut reconciler) {
-                    if Instant::now() < schedule.look_again || !disturbed(&mut reconciler, &mut blind) {
+                    let now = Instant::now();
+                    let thorough = now >= schedule.compare_again;
+                    if now < schedule.look_again || !disturbed(&mut reconciler, thorough, &mut blind) {
                         continue;
                     }
                     reconciler.resync();
@@ -121,6 +123,8 @@ struct Schedule {
     failing: Repeated,
     /// When it is time to look again whether somebody else changed rules.
     look_again: Instant,
+    /// When it is time to compare everything only to be sure that nobody did.
+    compare_again: Instant,
 }
 
 impl Schedule {
@@ -134,6 +138,7 @@ impl Schedule {
             waiting: false,
             failing: Repeated::default(),
             look_again: now,
+            compare_again: now,
         }
     }
 
@@ -173,8 +178,10 @@ impl Schedule {
                     self.not_before = Instant::now() + min_sync_period;
                 }
                 if report.full {
-                    // Comparing everything may take at most a twentieth of the time.
-                    self.look_again = Instant::now() + report.elapsed * 20;
+                    // Putting right what others change all the time may take a quarter of the time, comparing
+                    // everything only to be sure a twentieth.
+                    self.look_again = Instant::now() + report.elapsed * 3;
+                    self.compare_again = Instant::now() + report.elapsed * 20;
                 }
             }
             Err(error) => {
@@ -260,8 +267,8 @@ fn tend<D: DataPlane>(reconciler: &mut Reconciler<D>) -> bool {
     result.inspect_err(|error| warn!(%error, "endpoints that went could not be looked after")).is_ok()
 }
 
-fn disturbed<D: DataPlane>(reconciler: &mut Reconciler<D>, blind: &mut Repeated) -> bool {
-    match reconciler.disturbed() {
+fn disturbed<D: DataPlane>(reconciler: &mut Reconciler<D>, thorough: bool, blind: &mut Repeated) -> bool {
+    match reconciler.disturbed(thorough) {
         Ok(disturbed) => {
             if blind.ended().is_some() {
                 info!("the kernel says again whether rules changed");

@@ -87,6 +87,7 @@ pub trait DataPlane {
         Vec::new()
     }
 
-    /// Whether somebody else may have changed what is there since it was last observed or applied.
-    fn disturbed(&mut self) -> Result<bool, Self::Error>;
+    /// Whether somebody else changed what is there since it was last observed or applied. If not `thorough`, only what is
+    /// plain to see counts; otherwise also that only a comparison of everything can tell.
+    fn disturbed(&mut self, thorough: bool) -> Result<bool, Self::Error>;
 }

@@ -182,8 +182,8 @@ impl<D: DataPlane> Reconciler<D> {
     }
 
     /// Whether somebody else may have changed the rules.
-    pub fn disturbed(&mut self) -> Result<bool, D::Error> {
-        let result = self.plane.disturbed();
+    pub fn disturbed(&mut self, thorough: bool) -> Result<bool, D::Error> {
+        let result = self.plane.disturbed(thorough);
         self.reporting.status.checked(result.is_ok());
         result
     }

@@ -329,11 +329,11 @@ impl DataPlane for Ipvs {
         self.tables.measures()
     }
 
-    fn disturbed(&mut self) -> Result<bool, Error> {
-        if self.kernel.device()?.is_none() || self.observed.elapsed() >= self.sync_period {
+    fn disturbed(&mut self, thorough: bool) -> Result<bool, Error> {
+        if self.kernel.device()?.is_none() || thorough && self.observed.elapsed() >= self.sync_period {
             return Ok(true);
         }
-        Ok(self.tables.disturbed()?)
+        Ok(self.tables.disturbed(thorough)?)
     }
 
     fn tend(&mut self) -> Result<(), Error> {

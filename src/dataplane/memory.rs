@@ -143,7 +143,7 @@ impl DataPlane for Plane {
         Fault::Named(parts.into_iter().map(|part| (part, refused.to_string())).collect())
     }
 
-    fn disturbed(&mut self) -> Result<bool, Refused> {
+    fn disturbed(&mut self, _thorough: bool) -> Result<bool, Refused> {
         Ok(false)
     }
 }

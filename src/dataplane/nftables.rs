@@ -425,7 +425,7 @@ impl DataPlane for Nftables {
         let kept = plan.tables.iter().filter(|(_, steps)| !makes_table(steps));
         let kept: Vec<Family> = kept.map(|(family, _)| *family).collect();
         if self.socket.generation().ok() != self.generation
-            && kept.into_iter().any(|family| !matches!(self.is_as_left(family), Ok(true)))
+            && kept.into_iter().any(|family| !matches!(self.is_as_left(family, false), Ok(true)))
         {
             return Fault::Elsewhere;
         }
@@ -476,22 +476,23 @@ impl DataPlane for Nftables {
         }
     }
 
-    fn disturbed(&mut self) -> Result<bool, Error> {
+    fn disturbed(&mut self, thorough: bool) -> Result<bool, Error> {
         let now = self.socket.generation()?;
         if Some(now) == self.generation {
-            return Ok(self.is_to_be_verified());
+            return Ok(thorough && self.is_to_be_verified());
         }
         // Other agents commit all day. Structure and counts say nearly always that it was not about us.
         for family in self.families.clone() {
-            if !self.is_as_left(family)? {
+            if !self.is_as_left(family, thorough)? {
                 return Ok(true);
             }
         }
-        if self.socket.generation()? == now {
+        // Without counts a commit is done with only after a thorough look.
+        if (thorough || self.counts) && self.socket.generation()? == now {
             self.generation = Some(now);
         }
         self.unverified.get_or_insert_with(Instant::now);
-        Ok(self.is_to_be_verified())
+        Ok(thorough && self.is_to_be_verified())
     }
 }
 
@@ -549,8 +550,8 @@ impl Nftables {
     }
 
     /// Whether a table has the structure and as many elements as it should. Where the kernel does not count them
-    /// (before 6.18) a small table is not trusted.
-    fn is_as_left(&mut self, family: Family) -> Result<bool, Error> {
+    /// (before 6.18) a small table is not trusted by a thorough look.
+    fn is_as_left(&mut self, family: Family, thorough: bool) -> Result<bool, Error> {
         let Some(found) = decode::observe(&mut self.socket, family)? else { return Ok(false) };
         let (chains, sets) = self.used.parts(family);
         let structure = plan::structure(&self.settings, family);
@@ -562,7 +563,7 @@ impl Nftables {
             match found.count(set) {
                 Some(count) => count as usize == expected,
                 None if matches!(set, Set::PodCidrs | Set::ServiceCidrs) => true,
-                None => expected > MOST_COMPARED as usize,
+                None => !thorough || expected > MOST_COMPARED as usize,
             }
         }))
     }

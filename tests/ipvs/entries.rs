@@ -101,7 +101,7 @@ fn weight_scheduler_flags_and_timeout_are_put_right() {
         let (mut agent, _) = Agent::start(plane(), objects());
         assert!(devices().contains("10.96.0.10/32"), "{}", devices());
         run("ip", &["link", "delete", "kube-ipvs0"], "");
-        assert!(agent.plane.disturbed().unwrap(), "it is missed at once");
+        assert!(agent.plane.disturbed(false).unwrap(), "it is missed at once");
     });
 }
 

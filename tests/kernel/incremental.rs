@@ -54,7 +54,7 @@ impl Incremental {
         {
             return Err(TestCaseError::fail(format!("{error}\n{plan}")));
         }
-        prop_assert!(!self.plane.disturbed().unwrap(), "nobody else was here");
+        prop_assert!(!self.plane.disturbed(true).unwrap(), "nobody else was here");
         Ok(())
     }
 

@@ -90,8 +90,8 @@ impl DataPlane for Spoiled {
         self.0.fault(plan, error)
     }
 
-    fn disturbed(&mut self) -> Result<bool, Error> {
-        self.0.disturbed()
+    fn disturbed(&mut self, thorough: bool) -> Result<bool, Error> {
+        self.0.disturbed(thorough)
     }
 }
 
