@@ -188,6 +188,8 @@ fn an_outage_changes_no_rules_and_commands_ask_the_same_server() {
     let (status, dumped, said) = lab.call(&["dump"]);
     assert!(status == Some(0) && dumped.contains("10.96.0.7 . tcp . 80"), "{dumped}{said}");
     assert_eq!(lab.call(&["diff"]).0, Some(0));
+    let (status, told, said) = lab.call(&["explain", "10.96.0.7:80", "--from", "10.128.0.1"]);
+    assert!(status == Some(0) && told.contains("demo/svc7") && told.contains("10.128.1.7:"), "{told}{said}");
 
     let before = lab.rules();
     runtime.block_on(server.go_down());
