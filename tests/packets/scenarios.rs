@@ -38,6 +38,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "shares-of-a-thousand", config: usual, run: packets::shares_of_a_thousand },
     Scenario { name: "source-ranges-exchanged", config: usual, run: packets::source_ranges_exchanged },
     Scenario { name: "many-connections-masqueraded", config: usual, run: packets::many_masqueraded },
+    Scenario { name: "affinity-flooded", config: usual, run: packets::affinity_flooded },
     Scenario { name: "syn-to-dead-endpoint", config: usual, run: packets::syn_to_dead_endpoint },
     Scenario { name: "address-that-comes-and-goes", config: all_addresses, run: packets::address_later },
     Scenario { name: "node-ports-on-loopback", config: localhost, run: loopback::served_on_loopback },

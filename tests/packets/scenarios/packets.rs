@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::{apply, check, client, observe, remote_pods, service, session, slice};
 use crate::lab::Lab;
@@ -261,6 +262,38 @@ pub fn syn_to_dead_endpoint(lab: &mut Lab) -> Result<()> {
         Ok(answer) => bail!("it reached {}", answer.endpoint),
         Err(outcome) => bail!("the half-open connection: {outcome}"),
     }
+}
+
+/// Where the memory of session affinity is full, whoever is in it stays where they are, and others are served all the same.
+pub fn affinity_flooded(lab: &mut Lab) -> Result<()> {
+    let mut sticky = service("a", "10.96.233.1", None);
+    sticky["spec"]["sessionAffinity"] = "ClientIP".into();
+    apply(lab, &[sticky, slice("a", &remote_pods(1))])?;
+    observe(lab, "pod1", "10.96.233.1:80/tcp", 1)?;
+    let listed = lab.topology.node.output("nft", &["-j", "list", "set", "ip", "sluice", "sticky-0"])?;
+    let listed: Value = serde_json::from_str(&listed)?;
+    let set = listed["nftables"].as_array().into_iter().flatten().find_map(|item| item.get("set"));
+    let set = set.context("a set sticky-0")?;
+    let size = set["size"].as_u64().context("its size")?;
+    let known = set["elem"].as_array().map_or(0, Vec::len) as u64;
+    // Clients of another Service, as a flood of source addresses would leave them.
+    let address = |n: u64| std::net::Ipv4Addr::from(0x0b00_0000 + n as u32);
+    let flood: Vec<String> = (0..size - known).map(|n| format!("{} . 1:1", address(n))).collect();
+    let add = |elements: &str| {
+        let text = format!("add element ip sluice sticky-0 {{ {elements} }}\n");
+        lab.topology.node.feed("nft", &["-f", "-"], &text)
+    };
+    add(&flood.join(", "))?;
+    if add(&format!("{} . 1:1", address(size))).is_ok() {
+        bail!("the set is not full");
+    }
+    for client in ["pod1", "pod2", "ext"] {
+        let seen = observe(lab, client, "10.96.233.1:80/tcp", 5)?;
+        if seen.endpoints.values().sum::<usize>() != 5 {
+            bail!("{client}: {seen:?}");
+        }
+    }
+    Ok(())
 }
 
 /// NodePorts are served on an address that the node gets while the agent runs, and no rule names it when
