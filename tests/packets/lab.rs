@@ -148,7 +148,8 @@ impl Lab {
         Ok(())
     }
 
-    /// The virtual services of IPVS and the addresses of kube-ipvs0; nothing where the kernel has no IPVS.
+    /// The virtual services of IPVS and the addresses of kube-ipvs0; nothing where the kernel has no IPVS. Services
+    /// that only wait for the connections they have do not count: they end at any time.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -157,9 +158,17 @@ impl Lab {
             let mut found = BTreeSet::new();
             // Lines of virtual services begin with the protocol, those of their destinations with an arrow.
             let services = fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
-            for line in services.lines() {
-                let words: Vec<_> = line.split_whitespace().take(3).collect();
-                if let [protocol @ ("TCP" | "UDP" | "SCTP"), address, scheduler] = words[..] {
+            let mut lines =
+                services.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).peekable();
+            while let Some(words) = lines.next() {
+                let [protocol @ ("TCP" | "UDP" | "SCTP"), address, scheduler, ..] = words[..] else {
+                    continue;
+                };
+                let mut weights = Vec::new();
+                while let Some(destination) = lines.next_if(|words| words.first() == Some(&"->")) {
+                    weights.extend(destination.get(3).copied().map(str::to_owned));
+                }
+                if weights.is_empty() || weights.iter().any(|weight| weight != "0") {
                     found.insert(format!("{protocol} {} {scheduler}", readable(address)));
                 }
             }
