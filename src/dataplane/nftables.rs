@@ -425,7 +425,7 @@ impl DataPlane for Nftables {
         let kept = plan.tables.iter().filter(|(_, steps)| !makes_table(steps));
         let kept: Vec<Family> = kept.map(|(family, _)| *family).collect();
         if self.socket.generation().ok() != self.generation
-            && kept.into_iter().any(|family| !matches!(self.is_as_left(family, false), Ok(true)))
+            && kept.into_iter().any(|family| !matches!(self.is_as_left(family, true), Ok(true)))
         {
             return Fault::Elsewhere;
         }

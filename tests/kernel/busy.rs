@@ -15,6 +15,12 @@ use sluice::reporting::Reporting;
 use super::space::in_new_namespace;
 use super::synthetic;
 
+/// From one commit to the next: longer than reading the structure takes, shorter than reading the elements.
+fn pause() -> Duration {
+    let slowness = std::env::var("SLUICE_TEST_SLOWNESS").ok().and_then(|text| text.parse().ok());
+    Duration::from_millis(2) * slowness.unwrap_or(1)
+}
+
 /// `NFT_MSG_NEWTABLE`, `NFT_MSG_DELTABLE`, and `NFTA_TABLE_NAME`.
 const NEW: u8 = 0;
 const DELETE: u8 = 2;
@@ -43,7 +49,7 @@ fn constant_commits_of_others_do_not_keep_the_tables_from_being_read() {
                     batch.string(NAME, "other");
                     batch.end();
                     socket.commit(&batch).unwrap();
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::sleep(pause());
                 }
             });
             let report = reconciler().sync();
