@@ -302,18 +302,6 @@ fn read_rule<'a>(message: &Message<'a>) -> Result<Option<(&'a str, Vec<Expressio
     Ok(Some((name(&a, NFTA_RULE_CHAIN)?, rule)))
 }
 
-/// Reads what is in a set, each element as it comes; intervals come last, as networks. The set must be there
-/// ([`Error::Request`] with `ENOENT`). On [`Error::Interrupted`] what came has to be thrown away. Commits of others to
-/// their own tables do no harm; whether this one changed meanwhile is for the caller to find out.
-pub fn elements(
-    socket: &mut Socket,
-    family: Family,
-    set: Set,
-    mut visit: impl FnMut(Decoded),
-) -> Result<(), Error> {
-    dump_elements(socket, family, set, &mut visit)
-}
-
 /// Reads all elements of some sets as they are at one moment, again when interrupted, as often as given.
 pub fn all_elements(
     socket: &mut Socket,
@@ -324,7 +312,7 @@ pub fn all_elements(
     for _ in 0..tries {
         let mut all = Vec::new();
         let read = in_one_generation(socket, |socket| {
-            sets.iter().try_for_each(|set| dump_elements(socket, family, *set, &mut |e| all.push(e)))
+            sets.iter().try_for_each(|set| elements(socket, family, *set, |e| all.push(e)))
         });
         match read {
             Err(Error::Interrupted) => {}
@@ -392,16 +380,18 @@ fn in_one_generation<T>(
     if socket.generation()? == before { result } else { Err(Error::Interrupted) }
 }
 
-/// Dumps a set and makes sure that it was all of it.
+/// Reads what is in a set, each element as it comes; intervals come last, as networks. The set must be there
+/// ([`Error::Request`] with `ENOENT`). On [`Error::Interrupted`] what came has to be thrown away. Commits of others to
+/// their own tables do no harm; whether this one changed meanwhile is for the caller to find out.
 ///
 /// The kernel goes on where it was by counting, and a hash table that is being resized in the background, some
 /// milliseconds after it was filled, changes its order meanwhile: the dump then has some elements twice and lacks
 /// as many others (seen on 6.18: 463 of 15,000). None twice and as many as the kernel counts is all of them.
-fn dump_elements(
+pub fn elements(
     socket: &mut Socket,
     family: Family,
     set: Set,
-    visit: &mut impl FnMut(Decoded),
+    mut visit: impl FnMut(Decoded),
 ) -> Result<(), Error> {
     let mut request = request(NFT_MSG_GETSETELEM, family);
     request.display(NFTA_SET_ELEM_LIST_SET, set);
@@ -427,7 +417,7 @@ fn dump_elements(
     if settled && count(socket, family, set)?.is_some_and(|count| count != total) {
         return Err(Error::Interrupted);
     }
-    networks(set, bounds, visit);
+    networks(set, bounds, &mut visit);
     Ok(())
 }
 
