@@ -12,6 +12,9 @@ mod event_records;
 #[path = "support/events.rs"]
 #[allow(dead_code)]
 mod events;
+#[path = "support/lab.rs"]
+#[allow(dead_code)]
+mod lab;
 #[path = "kubernetes/log.rs"]
 mod log;
 #[path = "kubernetes/process.rs"]

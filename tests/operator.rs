@@ -1,4 +1,4 @@
-//! The program as operators meet it: taking over from kube-proxy, the host's settings, rights, checks. The real binary in
+//! The program as operators meet it: taking over from kube-proxy, the host's settings, rights, checks, health. The real binary in
 //! network namespaces of its own. Needs root, iproute2, nftables and both variants of iptables, and fails without.
 
 #[path = "apiserver/server.rs"]
@@ -6,9 +6,12 @@
 mod apiserver;
 #[path = "operator/check.rs"]
 mod check;
+#[path = "operator/health.rs"]
+mod health;
 #[path = "operator/ipvs.rs"]
 mod ipvs;
-#[path = "operator/lab.rs"]
+#[path = "support/lab.rs"]
+#[allow(dead_code)]
 mod lab;
 #[path = "operator/reload.rs"]
 mod reload;

@@ -13,9 +13,10 @@ use sluice::source::kubernetes::{Connection, Kubernetes, Timing};
 
 use crate::agent::{self, Agent, NODE, connect, kubeconfig, service, slice, timing};
 use crate::apiserver::{ApiServer, Kind, Refusal, recorded};
+use crate::lab::Lab;
 use crate::log::Log;
 use crate::populate;
-use crate::process::Lab;
+use crate::process::start;
 
 fn counter() -> IntCounterVec {
     IntCounterVec::new(prometheus::Opts::new("events", "Events"), &["result"]).expect("a counter")
@@ -133,7 +134,7 @@ fn told(server: &ApiServer) -> BTreeMap<String, Vec<(String, String, String)>> {
 fn the_agent_tells_of_services_and_of_itself() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let mut lab = Lab::new("events");
+    let mut lab = Lab::bare();
     let server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
     populate(&server);
     let with = |name: &str, ip: &str, uid: &str, spec: Value| {
@@ -158,7 +159,7 @@ fn the_agent_tells_of_services_and_of_itself() {
     // Somebody has the ports already.
     let taken =
         lab.enter(|| [32077, 10249].map(|port| TcpListener::bind(("127.0.0.1", port)).expect("free")));
-    lab.start(&server);
+    start(&mut lab, &server);
 
     let has = |object: &str, reason: &str, part: &str| {
         let told = told(&server);
@@ -180,5 +181,5 @@ fn the_agent_tells_of_services_and_of_itself() {
     drop(taken);
     lab.until("metrics are served", || lab.metric("sluice_events_total{result=\"written\"}") >= Some(7.0));
     let failed = lab.metric("sluice_events_total{result=\"failed\"}");
-    assert_eq!(failed, Some(0.0), "{}", lab.log());
+    assert_eq!(failed, Some(0.0), "{}", lab.logged());
 }

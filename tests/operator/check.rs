@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::lab::{Lab, testdata, text};
+use super::lab::{Lab, SLUICE, testdata, text};
 
 /// A node on which nothing is wrong.
 fn node() -> Lab {
@@ -52,7 +52,7 @@ fn a_host_with_nothing_in_the_way_is_healthy() {
     let mut lab = node();
     assert_eq!(check(&lab, &[]), []);
     // Nor are sluice's own rules.
-    let mut agent = lab.command(env!("CARGO_BIN_EXE_sluice"));
+    let mut agent = lab.command(SLUICE);
     lab.start(agent.arg("run"));
     assert_eq!(check(&lab, &[]), []);
     let output = lab.sluice(&["check"]);
@@ -65,7 +65,7 @@ fn a_host_with_nothing_in_the_way_is_healthy() {
 #[test]
 fn the_kernel_is_tried_without_the_right_to_make_namespaces_too() {
     let mut lab = node();
-    let mut agent = lab.command(env!("CARGO_BIN_EXE_sluice"));
+    let mut agent = lab.command(SLUICE);
     lab.start(agent.arg("run"));
     let before = lab.sh("nft list ruleset");
     let manifests = lab.manifests();
@@ -73,7 +73,7 @@ fn the_kernel_is_tried_without_the_right_to_make_namespaces_too() {
         let output = lab
             .command("setpriv")
             .args([&format!("--bounding-set={rights}"), &format!("--inh-caps={rights}")])
-            .args([env!("CARGO_BIN_EXE_sluice"), "check", "--hostname-override=node1", "--manifests"])
+            .args([SLUICE, "check", "--hostname-override=node1", "--manifests"])
             .arg(&manifests)
             .output()
             .expect("setpriv runs");
@@ -190,7 +190,7 @@ fn forward_chains_that_drop_and_their_remedies() {
 fn a_running_agent_tells_of_a_firewall_that_drops() {
     let mut lab = node();
     lab.sh("iptables-nft -P FORWARD DROP");
-    let mut agent = lab.command(env!("CARGO_BIN_EXE_sluice"));
+    let mut agent = lab.command(SLUICE);
     lab.start(agent.args(["run", "--cluster-cidr=10.128.0.0/16"]));
     let told =
         |lines| lab.lines("chain FORWARD of table ip filter (hook forward, priority 0) drops") == lines;

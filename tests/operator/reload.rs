@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::lab::{Lab, OBJECTS, WEB};
+use super::lab::{Lab, OBJECTS, SLUICE, WEB};
 
 const ECHO: &str = r#"---
 {kind: Service, apiVersion: v1, metadata: {name: echo},
@@ -64,7 +64,7 @@ fn changes_take_effect_without_a_lost_connection() {
         while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
     });
     let mut map = ConfigMap::new(&lab, "clusterCIDR: 10.128.0.0/16");
-    let mut agent = lab.command(env!("CARGO_BIN_EXE_sluice"));
+    let mut agent = lab.command(SLUICE);
     lab.start(agent.args(["run", &map.flag()]));
     let mut echo = lab.enter(|| TcpStream::connect("10.96.0.82:80").expect("served"));
     let mut echoes = || {

@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::apiserver::{ApiServer, Kind};
-use super::lab::{Lab, OBJECTS, WEB, testdata};
+use super::lab::{Lab, OBJECTS, SLUICE, WEB, testdata};
 
 /// Mounts what follows, kubelet's way, before it runs it: $1 holds the files.
 const POD: &str = r#"set -e
@@ -71,7 +71,7 @@ impl Replay {
         let words = line.lines().filter(|l| !l.starts_with('#')).flat_map(str::split_whitespace);
         let words: Vec<String> = words.map(|word| word.replace("$(NODE_NAME)", "node1")).collect();
         let mut agent = self.lab.command("sh");
-        agent.env("SLUICE", env!("CARGO_BIN_EXE_sluice")).args(["-c", POD, "sh"]);
+        agent.env("SLUICE", SLUICE).args(["-c", POD, "sh"]);
         self.lab.spawn(agent.arg(self.lab.folder.path().join("files")).args(words));
         self.lab.until("ready", || self.lab.code(10256, "/readyz") == Some(200));
         assert_eq!(self.lab.code(10256, "/healthz"), Some(200));

@@ -1,6 +1,6 @@
 //! The agent needs CAP_NET_ADMIN and nothing else: no other capability, no new privilege, nothing to write to.
 
-use super::lab::{Lab, NEW, WEB};
+use super::lab::{Lab, NEW, SLUICE, WEB};
 
 /// Runs what follows with everything mounted read-only but the folders of kernel and devices.
 const READ_ONLY: &str = "set -e; mount --make-rprivate /; mount --rbind / /mnt
@@ -16,16 +16,7 @@ fn net_admin_alone_serves_on_a_read_only_root() {
     let check = "for f in / /tmp /root /etc; do touch $f/x 2>/dev/null && exit 9; done; grep -E 'Cap(Eff|Prm|Bnd)|NoNewPrivs' /proc/self/status >&2; \
                  exec \"$@\"";
     agent.args(["-c", READ_ONLY, "sh", "setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"]);
-    agent.args([
-        "--no-new-privs",
-        "sh",
-        "-c",
-        check,
-        "sh",
-        env!("CARGO_BIN_EXE_sluice"),
-        "run",
-        "--takeover",
-    ]);
+    agent.args(["--no-new-privs", "sh", "-c", check, "sh", SLUICE, "run", "--takeover"]);
     lab.start(&mut agent);
     let logged = lab.logged();
     // CAP_NET_ADMIN is bit 12.

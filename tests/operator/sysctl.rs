@@ -1,6 +1,6 @@
 //! Settings of the kernel. Those of connection tracking are of each network namespace, but for the size of its table.
 
-use super::lab::{Lab, text};
+use super::lab::{Lab, SLUICE, text};
 
 const NAMES: [&str; 5] = [
     "net.netfilter.nf_conntrack_tcp_timeout_established",
@@ -66,7 +66,7 @@ fn what_cannot_be_set_is_one_warning_with_the_remedy_and_the_agent_serves() {
     lab.sh("echo 0 >/proc/sys/net/ipv4/ip_forward");
     let mut agent = lab.command("sh");
     let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
-    let sluice = env!("CARGO_BIN_EXE_sluice");
+    let sluice = SLUICE;
     agent.args([
         "-c",
         read_only,

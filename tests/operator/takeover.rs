@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
 use std::process::Command;
 
-use super::lab::{Lab, NEW, WEB, testdata, text};
+use super::lab::{Lab, NEW, SLUICE, WEB, testdata, text};
 
 /// kube-proxy's chains in testdata/kube-proxy.
 const CHAINS: [&str; 12] = [
@@ -149,7 +149,7 @@ fn beside_a_running_kube_proxy_its_rules_stay_until_it_ends() {
     fs::create_dir(program.parent().expect("a folder")).expect("a folder");
     fs::copy("/bin/sleep", &program).expect("a program of that name");
     let mut kube_proxy = lab.command(&program).arg("1000").spawn().expect("it starts");
-    let mut takeover = lab.command(env!("CARGO_BIN_EXE_sluice"));
+    let mut takeover = lab.command(SLUICE);
     lab.start(takeover.args(["run", "--takeover"]));
     let warning = format!("a kube-proxy is running on this host, process {}", kube_proxy.id());
     lab.until("the warning", || lab.lines(&warning) == 1);
@@ -190,7 +190,7 @@ fn a_kube_proxy_that_only_its_port_tells_of_is_seen() {
 fn without_take_over_leftovers_are_told_of() {
     let mut lab = Lab::new();
     lab.sh(&format!("nft -f {}", testdata("kube-proxy/nftables.nft").display()));
-    let mut agent = lab.command(env!("CARGO_BIN_EXE_sluice"));
+    let mut agent = lab.command(SLUICE);
     lab.start(agent.arg("run"));
     lab.until("the warning", || lab.lines("`sluice cleanup --kube-proxy` removes them") == 1);
     assert!(lab.sh("nft list tables").contains("kube-proxy"));

@@ -1,4 +1,5 @@
-//! A node: a network namespace with a host's address, a route and a server, and the program in it.
+//! The program in a network namespace of its own, as the only thing there or on a node with a host's address, a route and a
+//! server. Needs root and iproute2, and fails without.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -34,6 +35,8 @@ pub const OBJECTS: &str = r#"
  ports: [{name: t, port: 8080}], endpoints: [{addresses: [198.18.0.2], nodeName: node1}]}
 "#;
 
+/// The program.
+pub const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
 /// Where the Services are.
 pub const WEB: &str = "10.96.0.80:80";
 pub const NEW: &str = "10.96.0.81:80";
@@ -50,14 +53,20 @@ pub struct Lab {
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Lab {
-    /// A node with address 198.18.0.1, a default route, and a server.
-    pub fn new() -> Lab {
+    /// Loopback and nothing else.
+    pub fn bare() -> Lab {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("sluice-op-{}-{number}", std::process::id());
+        let namespace = format!("sluice-lab-{}-{number}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &namespace]));
         let lab = Lab { namespace, folder: tempfile::tempdir().expect("a folder"), agent: None };
+        run(Command::new("ip").args(["-n", &lab.namespace, "link", "set", "lo", "up"]));
+        lab
+    }
+
+    /// A node with address 198.18.0.1, a default route, and a server.
+    pub fn new() -> Lab {
+        let lab = Lab::bare();
         for line in [
-            "ip link set lo up",
             "ip link add up0 type veth peer name up1",
             "ip link set up0 up",
             "ip link set up1 up",
@@ -103,14 +112,14 @@ impl Lab {
 
     /// Runs sluice to its end.
     pub fn sluice(&self, arguments: &[&str]) -> Output {
-        self.command(env!("CARGO_BIN_EXE_sluice")).args(arguments).output().expect("sluice runs")
+        self.command(SLUICE).args(arguments).output().expect("sluice runs")
     }
 
     /// The program under another name.
     pub fn named(&self, name: &str) -> PathBuf {
         let program = self.folder.path().join(name);
         if !program.exists() {
-            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_sluice"), &program).expect("a link");
+            std::os::unix::fs::symlink(SLUICE, &program).expect("a link");
         }
         program
     }
@@ -118,6 +127,18 @@ impl Lab {
     /// Starts the agent on the lab's objects and waits until its rules are in place.
     pub fn start(&mut self, command: &mut Command) {
         self.spawn(command.args(["--hostname-override=node1", "--manifests"]).arg(self.manifests()));
+        self.ready();
+    }
+
+    /// Starts the agent as node1 on an API server.
+    pub fn follow(&mut self, kubeconfig: &Path, flags: &[&str]) {
+        let mut agent = self.command(SLUICE);
+        agent.args(["run", "--hostname-override=node1", "--kubeconfig"]).arg(kubeconfig).args(flags);
+        self.spawn(&mut agent);
+    }
+
+    /// Waits until the rules are in place.
+    pub fn ready(&self) {
         self.until("ready", || self.code(10256, "/readyz") == Some(200));
     }
 
@@ -134,8 +155,13 @@ impl Lab {
 
     /// Ends the agent as a node does.
     pub fn stop(&mut self) {
+        self.end(Signal::SIGTERM);
+    }
+
+    /// Ends the agent by a signal.
+    pub fn end(&mut self, signal: Signal) {
         let mut agent = self.agent.take().expect("an agent");
-        kill(Pid::from_raw(agent.id() as i32), Signal::SIGTERM).expect("it runs");
+        kill(Pid::from_raw(agent.id() as i32), signal).expect("it runs");
         agent.wait().expect("it ends");
     }
 
@@ -192,11 +218,23 @@ impl Lab {
         })
     }
 
+    /// The body; empty where nobody listens.
+    pub fn body(&self, port: u16, path: &str) -> String {
+        self.get(port, path).map(|(_, body)| body).unwrap_or_default()
+    }
+
+    /// The value of a series of the agent's metrics, where it is there.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        let text = self.body(10249, "/metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+        Some(value.parse().expect("a number"))
+    }
+
     pub fn until(&self, what: &str, done: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !done() {
             assert!(Instant::now() < deadline, "not within 60 s: {what}\n{}", self.logged());
-            sleep(Duration::from_millis(20));
+            sleep(Duration::from_millis(5));
         }
     }
 }
