@@ -8,6 +8,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
 use crate::dataplane::{DataPlane, ipvs};
+use crate::log::Repeated;
 use crate::netlink::AddressChanges;
 use crate::reconcile::{Reconciler, Report};
 use crate::source::Batch;
@@ -17,8 +18,6 @@ const DRIFT_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the host's addresses are looked at besides when the kernel says that they changed, and where it cannot
 /// be asked to say so.
 const ADDRESS_INTERVAL: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(5));
-/// How often the log says that something goes on failing.
-const REPEAT: Duration = Duration::from_secs(600);
 /// How often the log says that the own Node is waited for.
 const NODE_INTERVAL: Duration = Duration::from_secs(10);
 /// After a failed sync: the first and the longest time to the next try.
@@ -53,7 +52,7 @@ pub async fn run<D: DataPlane>(
     addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     reconciler.refresh_host_addresses();
     let mut schedule = Schedule::new();
-    let mut blind = Repeated::default();
+    let (mut blind, mut untended) = (Repeated::default(), Repeated::default());
     loop {
         let wake = schedule.wake(reconciler.next_retry());
         tokio::select! {
@@ -79,7 +78,7 @@ pub async fn run<D: DataPlane>(
             }
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             _ = drift.tick(), if schedule.watches_for_drift() => {
-                if tend(&mut reconciler) {
+                if tend(&mut reconciler, &mut untended) {
                     let now = Instant::now();
                     let thorough = now >= schedule.compare_again;
                     if now < schedule.look_again || !disturbed(&mut reconciler, thorough, &mut blind) {
@@ -197,32 +196,6 @@ impl Schedule {
     }
 }
 
-/// Something that fails again and again: said when it is new and then now and then.
-#[derive(Debug, Default)]
-struct Repeated {
-    times: u64,
-    said: Option<(Instant, String)>,
-}
-
-impl Repeated {
-    /// It failed; how often by now, if that is to be said.
-    fn again(&mut self, error: &impl std::fmt::Display) -> Option<u64> {
-        self.times += 1;
-        let (now, text) = (Instant::now(), error.to_string());
-        if self.said.as_ref().is_some_and(|(at, said)| *said == text && now - *at < REPEAT) {
-            return None;
-        }
-        self.said = Some((now, text));
-        Some(self.times)
-    }
-
-    /// It works; how often it had failed, if it had.
-    fn ended(&mut self) -> Option<u64> {
-        let Repeated { times, said } = std::mem::take(self);
-        said.map(|_| times)
-    }
-}
-
 /// Says what of the Node is missing, if that is new or it is time to; returns what was said and when to say it again.
 fn say(missing: &'static str, node: &str, said: Option<(Instant, &'static str)>) -> (Instant, &'static str) {
     match said.filter(|(next, what)| *what == missing && Instant::now() < *next) {
@@ -262,9 +235,21 @@ fn without_blocking_others<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Whether what time brings went well; if not, everything is to be compared.
-fn tend<D: DataPlane>(reconciler: &mut Reconciler<D>) -> bool {
-    let result = without_blocking_others(|| reconciler.tend());
-    result.inspect_err(|error| warn!(%error, "endpoints that went could not be looked after")).is_ok()
+fn tend<D: DataPlane>(reconciler: &mut Reconciler<D>, untended: &mut Repeated) -> bool {
+    match without_blocking_others(|| reconciler.tend()) {
+        Ok(()) => {
+            if let Some(times) = untended.ended() {
+                info!(times, "endpoints that went are looked after again");
+            }
+            true
+        }
+        Err(error) => {
+            if let Some(times) = untended.again(&error) {
+                warn!(%error, times, "endpoints that went could not be looked after");
+            }
+            false
+        }
+    }
 }
 
 fn disturbed<D: DataPlane>(reconciler: &mut Reconciler<D>, thorough: bool, blind: &mut Repeated) -> bool {

@@ -93,6 +93,10 @@ pub mod reasons {
     pub const HEALTHZ_SERVER: (&str, &str) = ("FailedToStartProxierHealthcheck", "StartKubeProxy");
     /// The metrics server's address cannot be had.
     pub const METRICS_SERVER: (&str, &str) = ("FailedToStartMetricServer", "StartKubeProxy");
+    /// Settings of the kernel are read-only here.
+    pub const READ_ONLY_SYSCTLS: (&str, &str) = ("readOnlySysFS", "StartKubeProxy");
+    /// Ours: the kernel refuses a setting for another reason.
+    pub const SYSCTLS: (&str, &str) = ("SettingsRefused", "StartKubeProxy");
     /// A health check port cannot be had.
     pub const HEALTH_CHECK_PORT: (&str, &str) = ("FailedToStartServiceHealthcheck", "Listen");
     /// An address of a family that the Service does not have.

@@ -24,6 +24,7 @@ pub mod health;
 pub mod host;
 pub mod http;
 pub mod listen;
+pub mod log;
 pub mod metrics;
 pub mod netlink;
 pub mod reconcile;

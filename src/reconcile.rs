@@ -14,6 +14,7 @@ use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::events::{Event, reasons};
 use crate::forwarding::{Changes, Conflict, Desired, Key, Refused};
+use crate::log::{Repeated, STEADY};
 use crate::relay::{Backend, Relay};
 use crate::reporting::Reporting;
 use isolate::Aside;
@@ -33,6 +34,10 @@ pub struct Reconciler<D> {
     host_addresses: Vec<std::net::IpAddr>,
     reporting: Reporting,
     drift: Drift,
+    /// Repairs of what others changed, for the log.
+    repairs: Repeated,
+    /// Failures to read the host's addresses, for the log.
+    unread_addresses: Repeated,
     conntrack: Option<Cleaner>,
     relay: Option<Arc<Relay>>,
     /// The first sync has to wait for the own Node.
@@ -79,6 +84,8 @@ impl<D: DataPlane> Reconciler<D> {
             host_addresses: Vec::new(),
             reporting,
             drift: Drift::None,
+            repairs: Repeated::default(),
+            unread_addresses: Repeated::default(),
             conntrack: None,
             relay: None,
             node_required: false,
@@ -191,12 +198,18 @@ impl<D: DataPlane> Reconciler<D> {
     /// Looks whether the host's addresses changed; if so, the next sync is a full one.
     pub fn refresh_host_addresses(&mut self) {
         match config::host_addresses() {
-            Ok(addresses) if addresses != self.host_addresses => {
-                self.host_addresses = addresses;
-                self.forget();
+            Ok(addresses) => {
+                self.unread_addresses.ended();
+                if addresses != self.host_addresses {
+                    self.host_addresses = addresses;
+                    self.forget();
+                }
             }
-            Ok(_) => {}
-            Err(error) => warn!(%error, "cannot read the host's addresses; those known before are used"),
+            Err(error) => {
+                if let Some(times) = self.unread_addresses.again(&error) {
+                    warn!(%error, times, "cannot read the host's addresses; those known before are used");
+                }
+            }
         }
     }
 
@@ -218,23 +231,15 @@ impl<D: DataPlane> Reconciler<D> {
         }
         let report = Report { full, services: changes.services, steps, elapsed };
         self.reporting.plane(&self.plane.measures());
-        let counts @ (services, slices, endpoints) = self.index.counts();
+        let first = !self.reporting.status.has_synced();
+        let counts = self.index.counts();
         self.reporting.synced(&report, counts);
         if let Some(desired) = &self.desired {
             worked_out.extend(self.aside.names().cloned());
             let services = (!full).then_some(&*worked_out);
             self.reporting.worked_out(services, &self.index, desired.node());
         }
-        info!(
-            sync = if full { "full" } else { "partial" },
-            worked_out = report.services,
-            steps,
-            services,
-            slices,
-            endpoints,
-            elapsed_ms = elapsed.as_secs_f64() * 1e3,
-            "synced"
-        );
+        log(&report, counts, first);
         Ok(report)
     }
 
@@ -258,10 +263,11 @@ impl<D: DataPlane> Reconciler<D> {
         let steps = self.apply_or_isolate(&mut desired, &mut changes, Some(&observed))?;
         if std::mem::replace(&mut self.drift, Drift::None) == Drift::Found {
             self.reporting.metrics.drift_repaired.inc();
-            warn!(
-                steps,
-                "another program had changed or removed rules of sluice; they are as they should be again"
-            );
+            let what =
+                "another program had changed or removed rules of sluice; they are as they should be again";
+            if let Some(times) = self.repairs.again(&what) {
+                warn!(steps, times, "{what}");
+            }
         }
         self.desired = Some(desired);
         self.index.settle();
@@ -356,4 +362,25 @@ impl<D: DataPlane> Reconciler<D> {
             }
         }
     }
+}
+
+/// One line a sync, always with the same fields. The first one is told to everybody, the others to those who ask.
+fn log(report: &Report, (services, slices, endpoints): (usize, usize, usize), first: bool) {
+    // A target has to be a constant, so that those whom nobody listens to cost nothing.
+    macro_rules! synced {
+        ($target:expr) => {
+            info!(
+                target: $target,
+                sync = if report.full { "full" } else { "partial" },
+                worked_out = report.services,
+                steps = report.steps,
+                services,
+                slices,
+                endpoints,
+                elapsed_ms = report.elapsed.as_secs_f64() * 1e3,
+                "synced"
+            )
+        };
+    }
+    if first { synced!(module_path!()) } else { synced!(STEADY) }
 }

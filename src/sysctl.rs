@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::cluster::Family;
 use crate::config::{Config, Conntrack, DetectLocal};
+use crate::events::{Event, Events, Type, reasons};
 use crate::netlink::{self, Request, Socket, generic};
 
 /// `IPCTNL_MSG_CT_GET_STATS_CPU` of `linux/netfilter/nfnetlink_conntrack.h`.
@@ -84,6 +85,13 @@ pub enum Problem {
         /// Where the route leads.
         interface: String,
     },
+}
+
+impl Problem {
+    /// Settings are mounted read-only, as in a container without privilege.
+    fn is_read_only(&self) -> bool {
+        matches!(self, Problem::Unwritable { error, .. } if error.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    }
 }
 
 /// What a configuration asks for on a host with so many CPUs.
@@ -167,8 +175,9 @@ pub fn apply(settings: &[Setting]) -> Vec<Unset> {
     unset
 }
 
-/// The same for `run` and `--init-only`: a host without these settings serves, so this is one warning.
-pub fn apply_and_warn(config: &Config) {
+/// The same for `run` and `--init-only`: a host without these settings serves, so this is one warning, and an event at
+/// the Node.
+pub fn apply_and_warn(config: &Config, events: &Events) {
     let unset = apply(&wanted(config, cpus()));
     if unset.is_empty() {
         return;
@@ -180,6 +189,13 @@ pub fn apply_and_warn(config: &Config) {
          privileged init container, or set them on the host: sysctl -w{on_host}; fields of conntrack that are 0 \
          (maxPerCore: 0) leave what the host has"
     );
+    let note = format!(
+        "settings of the kernel could not be set; the log says why. Run `sluice run --init-only` with the same configuration \
+         in a privileged init container, or on the host: sysctl -w{on_host}"
+    );
+    let read_only = unset.iter().any(|unset| unset.problem.is_read_only());
+    let reason = if read_only { reasons::READ_ONLY_SYSCTLS } else { reasons::SYSCTLS };
+    events.send(Event::node(Type::Warning, reason, note));
 }
 
 /// What it was, if it was changed.

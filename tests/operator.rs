@@ -13,6 +13,8 @@ mod ipvs;
 #[path = "support/lab.rs"]
 #[allow(dead_code)]
 mod lab;
+#[path = "operator/log.rs"]
+mod log;
 #[path = "operator/reload.rs"]
 mod reload;
 #[path = "operator/replay.rs"]

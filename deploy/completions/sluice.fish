@@ -69,7 +69,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand run" -l conntrack-tcp-be-l
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l conntrack-udp-timeout -d 'The same for UDP with no answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l conntrack-udp-timeout-stream -d 'The same for UDP with an answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l logging-format -d 'text or json. Flags about logs count beside --config, too [default: text]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand run" -s v -l v -d '0 to 3: what an operator needs; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand run" -s v -l v -d '0 and 1: what an operator needs; 2 and 3: each sync, too; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l log-flush-frequency -d 'Lines are written at once [default: 5s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l vmodule -d 'These are names of Go files' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l log-json-info-buffer-size -d 'See logging.options' -r
@@ -141,7 +141,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand dump" -l conntrack-tcp-be-
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l conntrack-udp-timeout -d 'The same for UDP with no answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l conntrack-udp-timeout-stream -d 'The same for UDP with an answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l logging-format -d 'text or json. Flags about logs count beside --config, too [default: text]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand dump" -s v -l v -d '0 to 3: what an operator needs; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -s v -l v -d '0 and 1: what an operator needs; 2 and 3: each sync, too; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l log-flush-frequency -d 'Lines are written at once [default: 5s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l vmodule -d 'These are names of Go files' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l log-json-info-buffer-size -d 'See logging.options' -r
@@ -209,7 +209,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand diff" -l conntrack-tcp-be-
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l conntrack-udp-timeout -d 'The same for UDP with no answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l conntrack-udp-timeout-stream -d 'The same for UDP with an answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l logging-format -d 'text or json. Flags about logs count beside --config, too [default: text]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand diff" -s v -l v -d '0 to 3: what an operator needs; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -s v -l v -d '0 and 1: what an operator needs; 2 and 3: each sync, too; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l log-flush-frequency -d 'Lines are written at once [default: 5s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l vmodule -d 'These are names of Go files' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l log-json-info-buffer-size -d 'See logging.options' -r
@@ -280,7 +280,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand explain" -l conntrack-tcp-
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l conntrack-udp-timeout -d 'The same for UDP with no answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l conntrack-udp-timeout-stream -d 'The same for UDP with an answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l logging-format -d 'text or json. Flags about logs count beside --config, too [default: text]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand explain" -s v -l v -d '0 to 3: what an operator needs; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -s v -l v -d '0 and 1: what an operator needs; 2 and 3: each sync, too; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l log-flush-frequency -d 'Lines are written at once [default: 5s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l vmodule -d 'These are names of Go files' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l log-json-info-buffer-size -d 'See logging.options' -r
@@ -350,7 +350,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand check" -l conntrack-tcp-be
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l conntrack-udp-timeout -d 'The same for UDP with no answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l conntrack-udp-timeout-stream -d 'The same for UDP with an answer; 0: the host\'s setting stays [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l logging-format -d 'text or json. Flags about logs count beside --config, too [default: text]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand check" -s v -l v -d '0 to 3: what an operator needs; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand check" -s v -l v -d '0 and 1: what an operator needs; 2 and 3: each sync, too; 4 and 5: each plan; 6 and more: everything [default: 0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l log-flush-frequency -d 'Lines are written at once [default: 5s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l vmodule -d 'These are names of Go files' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l log-json-info-buffer-size -d 'See logging.options' -r

@@ -129,12 +129,7 @@ async fn hours_of_failures_are_few_lines_of_log() {
         *counted.lock().unwrap() += 1;
         if *working.lock().unwrap() { Ok(()) } else { Err(refused.clone()) }
     }));
-    let lines: Arc<Mutex<Vec<u8>>> = Arc::default();
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer({
-        let lines = lines.clone();
-        move || Lines(lines.clone())
-    });
-    let _guard = tracing::subscriber::set_default(log.finish());
+    let (lines, _guard) = Lines::start();
     let (tx, rx) = mpsc::channel(16);
     let source = async {
         tx.send(Batch { changes: vec![service(1)], synced: true }).await.unwrap();
@@ -144,7 +139,7 @@ async fn hours_of_failures_are_few_lines_of_log() {
         drop(tx);
     };
     tokio::join!(run(reconciler(plane).0, rx, Duration::ZERO, mpsc::channel(1).1), source);
-    let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    let text = lines.text();
     let of = |part: &str| text.lines().filter(|line| line.contains(part)).count();
     assert!(*tries.lock().unwrap() > 400, "it was tried all the time");
     assert!((20..=26).contains(&of("sync failed")), "one in ten minutes: {text}");
@@ -152,7 +147,47 @@ async fn hours_of_failures_are_few_lines_of_log() {
     assert!(text.lines().count() < 40, "{text}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn somebody_who_flushes_all_day_is_a_few_lines_of_log() {
+    let (plane, _) = timed();
+    let tables = plane.tables.clone();
+    let (mut reconciler, _) = reconciler(plane);
+    reconciler.apply([service(1), node(&[[192, 0, 2, 1].into()])]);
+    reconciler.sync().unwrap();
+    let (lines, _guard) = Lines::start();
+    for _ in 0..4 * 3600 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        *tables.lock().unwrap() = crate::dataplane::memory::Memory::default();
+        reconciler.resync();
+        assert!(reconciler.sync().unwrap().steps > 0);
+    }
+    let text = lines.text();
+    let steady = |line: &&str| line.contains(" synced ");
+    assert_eq!(text.lines().filter(steady).count(), 4 * 3600, "shown from -v=2 on");
+    let warnings: Vec<&str> = text.lines().filter(|line| !steady(line)).collect();
+    assert!((23..=25).contains(&warnings.len()), "one in ten minutes: {warnings:?}");
+    assert!(warnings.iter().all(|line| line.contains("another program had changed")), "{warnings:?}");
+    assert!(warnings.last().is_some_and(|line| line.contains("times=13")), "{warnings:?}");
+}
+
+/// The log of this thread.
+#[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn start() -> (Lines, tracing::subscriber::DefaultGuard) {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .with_writer(move || writer.clone());
+        (lines, tracing::subscriber::set_default(log.finish()))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
 
 impl std::io::Write for Lines {
     fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {

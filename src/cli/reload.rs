@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::api_server;
 use super::settings::{File, Settings};
 use crate::config::Config;
+use crate::events::Events;
 use crate::sysctl;
 
 /// How often the file is looked at. The files of a ConfigMap take a minute to change, anyway.
@@ -19,7 +20,13 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Follows the file. What can be changed in a running agent goes to `configs`; this ends when a change needs a new
 /// process. What makes no sense changes nothing: the next start would fail.
-pub async fn follow(settings: &Settings, file: Option<File>, config: Config, configs: mpsc::Sender<Config>) {
+pub async fn follow(
+    settings: &Settings,
+    file: Option<File>,
+    config: Config,
+    configs: mpsc::Sender<Config>,
+    events: &Events,
+) {
     let Some(mut file) = file else { return std::future::pending().await };
     let path = file.path.display().to_string();
     let mut current = config;
@@ -37,7 +44,7 @@ pub async fn follow(settings: &Settings, file: Option<File>, config: Config, con
         }
         new.warnings.iter().filter(|w| !current.warnings.contains(w)).for_each(|warning| warn!("{warning}"));
         if new.conntrack != current.conntrack {
-            sysctl::apply_and_warn(&new);
+            sysctl::apply_and_warn(&new, events);
         }
         info!("{path} changed: its settings are put into force");
         current = new.clone();
@@ -106,7 +113,8 @@ mod tests {
         let file = settings.file().expect("it can be read");
         let current = settings.config(file.as_ref()).expect("it makes sense");
         let (sender, mut configs) = mpsc::channel(1);
-        let mut follow = std::pin::pin!(follow(&settings, file, current, sender));
+        let events = Events::default();
+        let mut follow = std::pin::pin!(follow(&settings, file, current, sender, &events));
         let hour = Duration::from_secs(3600);
         let mut nothing_comes = async |why: &str| {
             assert!(tokio::time::timeout(hour, &mut follow).await.is_err(), "{why}");

@@ -68,7 +68,7 @@ impl Run {
         config.notices.iter().for_each(|notice| info!("{notice}"));
         config.warnings.iter().for_each(|warning| warn!("{warning}"));
         if flags.is_on("init-only") {
-            sysctl::apply_and_warn(&config);
+            sysctl::apply_and_warn(&config, &Events::default());
             info!("initialized; what is left needs CAP_NET_ADMIN only");
             return Ok(());
         }
@@ -134,7 +134,7 @@ impl Run {
                 }
             };
             // Not before it is sure that this process goes on.
-            sysctl::apply_and_warn(&config);
+            sysctl::apply_and_warn(&config, &reporting.events);
             let after_first_sync = takeover::Takeover {
                 remove: self.takes_over(),
                 ipvs: config.ipvs.is_none(),
@@ -143,6 +143,7 @@ impl Run {
             tokio::spawn(after_first_sync.run(reporting.status.clone()));
             tokio::spawn(check::watch(config.clone(), reporting.metrics.forward_drops.clone()));
             let (min_sync_period, followed) = (config.min_sync_period, config.clone());
+            let events = reporting.events.clone();
             // Without NodePorts on loopback addresses, which a changed configuration may ask for, it only waits.
             let relay = Arc::new(Relay::new(reporting.metrics.clone()));
             let mut reconciler = Reconciler::new(config, plane, reporting);
@@ -158,7 +159,7 @@ impl Run {
             let (sender, configs) = mpsc::channel(1);
             let anew = tokio::select! {
                 () = app::run(reconciler, rx, min_sync_period, configs) => false,
-                () = reload::follow(&self.settings, file, followed, sender) => true,
+                () = reload::follow(&self.settings, file, followed, sender, &events) => true,
             };
             source.abort();
             if anew {

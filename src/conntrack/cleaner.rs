@@ -10,6 +10,7 @@ use super::Error;
 use super::kernel::Conntrack;
 use super::stale::{Known, Stale};
 use crate::forwarding::{Changes, Desired};
+use crate::log::STEADY;
 use crate::metrics::Metrics;
 
 /// After a pass, its duration times this is waited: listing takes at most a fifth of one core.
@@ -159,6 +160,7 @@ fn run(shared: &Shared, mut conntrack: Conntrack, metrics: Option<&Metrics>) {
                 }
                 if pass.deleted > 0 {
                     info!(
+                        target: STEADY,
                         deleted = pass.deleted,
                         listed = pass.listed,
                         elapsed_ms,

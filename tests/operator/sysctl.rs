@@ -1,5 +1,10 @@
 //! Settings of the kernel. Those of connection tracking are of each network namespace, but for the size of its table.
 
+use std::process::Command;
+
+use serde_json::json;
+
+use super::apiserver::ApiServer;
 use super::lab::{Lab, SLUICE, text};
 
 const NAMES: [&str; 5] = [
@@ -60,22 +65,41 @@ fn zero_and_what_is_not_asked_for_leave_what_the_host_has() {
     assert_eq!(value(&lab, FORWARD[1]), 0, "no IPv6 was asked for");
 }
 
+/// The agent where /proc/sys is read-only.
+fn read_only(lab: &Lab) -> Command {
+    let mut agent = lab.command("sh");
+    let script = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+    agent.args(["-c", script, "sh", SLUICE, "run"]);
+    agent
+}
+
+#[test]
+fn what_cannot_be_set_is_an_event_at_the_node_too() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let mut lab = Lab::new();
+    let server = lab.enter(|| runtime.block_on(ApiServer::plain()));
+    let kubeconfig = server.write_kubeconfig(lab.folder.path()).expect("a kubeconfig");
+    let mut agent = read_only(&lab);
+    agent.args(["--hostname-override=node1", "--conntrack-min=2000000000", "--kubeconfig"]).arg(kubeconfig);
+    lab.spawn(&mut agent);
+    let told = || server.events().into_iter().find(|event| event["reason"] == "readOnlySysFS");
+    lab.until("the event", || told().is_some());
+    let event = told().expect("an event");
+    assert_eq!((&event["type"], &event["action"]), (&json!("Warning"), &json!("StartKubeProxy")));
+    assert_eq!((&event["regarding"]["kind"], &event["regarding"]["name"]), (&json!("Node"), &json!("node1")));
+    let note = event["note"].as_str().expect("a note");
+    assert!(note.contains("`sluice run --init-only`"), "{note}");
+    assert!(note.contains("sysctl -w net.netfilter.nf_conntrack_max=2000000000 "), "{note}");
+    assert!(note.ends_with("net.ipv4.ip_forward=1") || !note.contains("ip_forward"), "cut off: {note}");
+}
+
 #[test]
 fn what_cannot_be_set_is_one_warning_with_the_remedy_and_the_agent_serves() {
     let mut lab = Lab::new();
     lab.sh("echo 0 >/proc/sys/net/ipv4/ip_forward");
-    let mut agent = lab.command("sh");
-    let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
-    let sluice = SLUICE;
-    agent.args([
-        "-c",
-        read_only,
-        "sh",
-        sluice,
-        "run",
-        "--conntrack-max-per-core=0",
-        "--conntrack-udp-timeout=31s",
-    ]);
+    let mut agent = read_only(&lab);
+    agent.args(["--conntrack-max-per-core=0", "--conntrack-udp-timeout=31s"]);
     lab.start(&mut agent);
     let logged = lab.logged();
     let warnings: Vec<&str> = logged.lines().filter(|line| line.contains("could not be set")).collect();

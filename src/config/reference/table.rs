@@ -65,7 +65,7 @@ pub static TABLE: &[Entry] = &[
     entry("conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream", Duration, Honoured, Conntrack, "The same for UDP with an answer; 0: the host's setting stays."),
 
     entry("logging.format", "logging-format", Text, Honoured, Logs, "text or json. Flags about logs count beside --config, too."),
-    entry("logging.verbosity", "v", Int, Partly, Logs, "0 to 3: what an operator needs; 4 and 5: each plan; 6 and more: everything."),
+    entry("logging.verbosity", "v", Int, Partly, Logs, "0 and 1: what an operator needs; 2 and 3: each sync, too; 4 and 5: each plan; 6 and more: everything."),
     entry("logging.flushFrequency", "log-flush-frequency", Duration, Silent, Logs, "Lines are written at once."),
     entry("logging.vmodule", "vmodule", VModules, Silent, Logs, "These are names of Go files."),
     entry("logging.options", "", Structure, Silent, Logs, "Options of Go's log writers."),
