@@ -30,6 +30,7 @@ use crate::config;
 use crate::forwarding::{Adopted, Changes, Desired, Frontend, Settings, Target};
 use crate::netlink;
 
+pub mod arp;
 pub mod decode;
 pub mod encode;
 pub mod kernel;
@@ -219,7 +220,7 @@ pub fn probe(schedulers: &[Scheduler], alone: bool) -> Result<(), Error> {
     if !alone {
         return Ok(());
     }
-    kernel.execute(&[Step::AddDevice])?;
+    kernel.execute(&[Step::AddArpTable, Step::AddDevice])?;
     for (port, scheduler) in (1..).zip(schedulers) {
         let address = std::net::Ipv4Addr::new(198, 18, 0, 1).into();
         let key = model::Key { address, protocol: crate::cluster::Protocol::Tcp, port };
@@ -317,12 +318,15 @@ impl DataPlane for Ipvs {
 
     fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
         debug!("\n{plan}");
-        self.take(&plan.before)?;
+        let result = self.take(&plan.before);
+        self.tables.also_committed(self.kernel.take_commits());
+        result?;
         if !plan.tables.is_empty() {
             self.tables.apply(&plan.tables)?;
         }
-        self.kernel.execute(&plan.after)?;
-        Ok(())
+        let result = self.kernel.execute(&plan.after).map(drop);
+        self.tables.also_committed(self.kernel.take_commits());
+        result
     }
 
     fn measures(&self) -> Measures {
@@ -331,6 +335,9 @@ impl DataPlane for Ipvs {
 
     fn disturbed(&mut self, thorough: bool) -> Result<bool, Error> {
         if self.kernel.device()?.is_none() || thorough && self.observed.elapsed() >= self.sync_period {
+            return Ok(true);
+        }
+        if self.tables.is_moved()? && !self.kernel.guards_arp()? {
             return Ok(true);
         }
         Ok(self.tables.disturbed(thorough)?)

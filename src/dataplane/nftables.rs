@@ -180,6 +180,16 @@ impl Nftables {
         plan::plan_changes_keeping(changes, kept, &self.families, &mut self.used)
     }
 
+    /// Whether anybody committed since that is not known of.
+    pub(super) fn is_moved(&mut self) -> Result<bool, Error> {
+        Ok(Some(self.socket.generation()?) != self.generation)
+    }
+
+    /// Somebody who is no other program wrote to other tables, so many times.
+    pub(super) fn also_committed(&mut self, times: u32) {
+        self.generation = self.generation.map(|generation| generation.wrapping_add(times));
+    }
+
     /// What the tables will add up to by a plan, and do before.
     fn intend(&mut self, plan: &Plan, planned: Usage, before: impl FnOnce() -> Usage) {
         (self.used, self.planned) = if plan.is_empty() { (planned, None) } else { (before(), Some(planned)) };

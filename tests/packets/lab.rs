@@ -154,6 +154,19 @@ impl Lab {
     /// # Errors
     /// When they cannot be read.
     pub fn virtual_services(&self) -> Result<BTreeSet<String>> {
+        // The kernel gives a page at a time and goes on by counting: where the agent deletes something meanwhile,
+        // something else is left out.
+        let mut last = self.virtual_services_once()?;
+        loop {
+            let now = self.virtual_services_once()?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+    }
+
+    fn virtual_services_once(&self) -> Result<BTreeSet<String>> {
         self.topology.node.enter(|| {
             let mut found = BTreeSet::new();
             // Lines of virtual services begin with the protocol, those of their destinations with an arrow.
@@ -169,7 +182,8 @@ impl Lab {
                     weights.extend(destination.get(3).copied().map(str::to_owned));
                 }
                 if weights.is_empty() || weights.iter().any(|weight| weight != "0") {
-                    found.insert(format!("{protocol} {} {scheduler}", readable(address)));
+                    let address = readable(address).with_context(|| format!("{address} in ip_vs"))?;
+                    found.insert(format!("{protocol} {address} {scheduler}"));
                 }
             }
             let addresses =
@@ -345,13 +359,14 @@ impl Lab {
     }
 }
 
-/// `0A60FFFE:0050` as `10.96.255.254:80`; an IPv6 address has its usual form there, but for the port.
-fn readable(address: &str) -> String {
-    let Some((address, port)) = address.rsplit_once(':') else { return address.to_owned() };
-    let address = u32::from_str_radix(address, 16)
-        .map_or_else(|_| address.to_owned(), |it| Ipv4Addr::from(it).to_string());
-    u16::from_str_radix(port, 16)
-        .map_or_else(|_| format!("{address}:{port}"), |port| format!("{address}:{port}"))
+/// `0A60FFFE:0050` as `10.96.255.254:80`; an IPv6 address has all its digits there, in brackets.
+fn readable(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.rsplit_once(':')?;
+    let address = match address.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
+        Some(address) => address.parse().ok()?,
+        None => Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?).into(),
+    };
+    Some(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))
 }
 
 fn is_our_table(name: &str) -> bool {

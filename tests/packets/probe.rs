@@ -432,7 +432,7 @@ impl Session {
     }
 
     /// Closes with a reset or an abort, so that neither a socket nor a conntrack entry waits two minutes.
-    fn abort(self) {
+    pub fn abort(self) {
         if let State::Tcp(stream) = self.state {
             let _ = stream.get_ref().set_zero_linger();
         }

@@ -1,5 +1,6 @@
 //! What does not fit into a case: agents that end and start, many connections, links that come and go.
 
+mod arp;
 mod churn;
 mod loopback;
 mod packets;
@@ -55,6 +56,7 @@ pub const IPVS_SCENARIOS: &[Scenario] = &[
     Scenario { name: "restart-under-traffic", config: ipvs, run: restart::restart_under_traffic },
     Scenario { name: "rules-stay-without-agent", config: ipvs, run: restart::rules_stay_without_agent },
     Scenario { name: "killed-while-objects-change", config: ipvs, run: churn::killed_while_objects_change },
+    Scenario { name: "arp-is-not-answered", config: ipvs, run: arp::is_not_answered },
     Scenario { name: "mode-switched-and-back", config: usual, run: restart::mode_switched_and_back },
 ];
 

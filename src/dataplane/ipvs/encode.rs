@@ -36,7 +36,12 @@ pub fn encode(requests: &mut Requests, family: u16, step: &Step) {
             requests.host_u32(IPVS_CMD_ATTR_TIMEOUT_TCP_FIN, tcp_fin);
             requests.host_u32(IPVS_CMD_ATTR_TIMEOUT_UDP, udp);
         }
-        Step::AddDevice | Step::DeleteDevice | Step::AddAddress(_) | Step::DeleteAddress(_) => {}
+        Step::AddArpTable
+        | Step::DeleteArpTable
+        | Step::AddDevice
+        | Step::DeleteDevice
+        | Step::AddAddress(_)
+        | Step::DeleteAddress(_) => {}
     }
 }
 

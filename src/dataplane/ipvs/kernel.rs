@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::Error;
+use super::arp::{self, Arp};
 use super::model::{DEVICE, Destination, Key, ObservedService, Step, Timeouts};
 use super::uapi::*;
 use super::{decode, encode};
@@ -28,6 +29,8 @@ pub struct Observed {
     pub services: FxHashMap<Key, ObservedService>,
     /// Timeouts of connections.
     pub timeouts: Timeouts,
+    /// The table for ARP.
+    pub arp: arp::Observed,
 }
 
 /// Sockets to IPVS and to the network devices of one network namespace.
@@ -35,6 +38,7 @@ pub struct Observed {
 pub struct Kernel {
     ipvs: Socket,
     route: Socket,
+    arp: Arp,
     /// IPVS's number in generic netlink.
     family: u16,
 }
@@ -48,7 +52,7 @@ impl Kernel {
     pub fn open() -> Result<Kernel, Error> {
         let mut ipvs = Socket::open_generic()?;
         let family = generic::family(&mut ipvs, IPVS_GENL_NAME)?.ok_or(Error::NoIpvs)?;
-        Ok(Kernel { ipvs, route: Socket::open_route()?, family })
+        Ok(Kernel { ipvs, route: Socket::open_route()?, arp: Arp::open()?, family })
     }
 
     /// The device, if it is there.
@@ -66,6 +70,7 @@ impl Kernel {
         route::addresses(&mut self.route, |index, address| {
             if Some(index) == device { &mut observed.held } else { &mut observed.host }.insert(address);
         })?;
+        observed.arp = self.arp.observe(&observed.held)?;
         observed.services = self.services()?;
         for (key, service) in &mut observed.services {
             service.destinations = self.destinations(key)?;
@@ -73,6 +78,16 @@ impl Kernel {
         let request = Request::get_generic(self.family, IPVS_CMD_GET_CONFIG);
         observed.timeouts = self.ipvs.request(&request, |message| decode::timeouts(&message))?;
         Ok(observed)
+    }
+
+    /// Whether the table for ARP is as it should be, but for its addresses.
+    pub fn guards_arp(&mut self) -> Result<bool, Error> {
+        self.arp.is_right()
+    }
+
+    /// How often nf_tables were written since somebody last asked.
+    pub fn take_commits(&mut self) -> u32 {
+        self.arp.take_commits()
     }
 
     /// Every virtual service, without its destinations.
@@ -148,13 +163,21 @@ impl Kernel {
     fn change_addresses(&mut self, steps: &[Step]) -> Result<(), Error> {
         let Some(Device { index, .. }) = self.device()? else { return Err(Error::DeviceGone) };
         let mut requests = Requests::default();
+        let (mut added, mut deleted) = (Vec::new(), Vec::new());
         for step in steps {
             match step {
-                Step::AddAddress(address) => route::add_address(&mut requests, index, *address),
-                Step::DeleteAddress(address) => route::delete_address(&mut requests, index, *address),
+                Step::AddAddress(address) => {
+                    route::add_address(&mut requests, index, *address);
+                    added.push(*address);
+                }
+                Step::DeleteAddress(address) => {
+                    route::delete_address(&mut requests, index, *address);
+                    deleted.push(*address);
+                }
                 _ => {}
             }
         }
+        self.arp.add(&added)?;
         for refusal in self.route.execute(&mut requests)? {
             let step = refusal.message.and_then(|message| steps.get(message));
             match (step, refusal.errno) {
@@ -162,11 +185,13 @@ impl Kernel {
                 (step, errno) => return Err(Error::refused(step, errno)),
             }
         }
-        Ok(())
+        self.arp.remove(&deleted)
     }
 
     fn change_device(&mut self, step: &Step) -> Result<(), Error> {
         match step {
+            Step::AddArpTable => self.arp.make(),
+            Step::DeleteArpTable => self.arp.delete(),
             Step::DeleteDevice => {
                 if let Some(device) = self.device()? {
                     route::delete_device(&mut self.route, &device)?;
@@ -208,7 +233,7 @@ impl Class {
             | Step::DeleteDestination(..)
             | Step::SetTimeouts(_) => Class::Destination,
             Step::AddAddress(_) | Step::DeleteAddress(_) => Class::Address,
-            Step::AddDevice | Step::DeleteDevice => Class::Device,
+            Step::AddArpTable | Step::DeleteArpTable | Step::AddDevice | Step::DeleteDevice => Class::Device,
         }
     }
 }

@@ -59,6 +59,10 @@ impl Leftovers {
             steps.retain(|step| !matches!(step, Step::DeleteAddress(_)));
             steps.push(Step::DeleteDevice);
         }
+        if left == 0 {
+            steps.retain(|step| *step != Step::AddArpTable);
+            steps.extend(observed.arp.exists.then_some(Step::DeleteArpTable));
+        }
         for step in &steps {
             debug!("{step}");
         }
@@ -85,6 +89,7 @@ fn keep_ours(observed: &mut Observed) -> bool {
     if shared {
         let ours: FxHashSet<IpAddr> = observed.services.keys().map(|key| key.address).collect();
         observed.held.retain(|address| ours.contains(address) && !foreign.contains(address));
+        observed.arp.addresses.retain(|address| !foreign.contains(address));
         debug!("somebody else's virtual services use addresses of {DEVICE}");
     }
     shared

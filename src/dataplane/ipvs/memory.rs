@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 
+use super::arp;
 use super::kernel::Observed;
 use super::model::{Destination, HASHED, ObservedService, Step, VirtualService, netmask};
 
@@ -18,18 +19,33 @@ impl Memory {
     /// # Errors
     /// With the kernel's error.
     pub fn take(&mut self, step: &Step) -> Result<(), Errno> {
-        let Observed { device, held, services, .. } = &mut self.observed;
+        let Observed { device, held, services, arp, .. } = &mut self.observed;
         let new = |held: bool| if held { Ok(()) } else { Err(Errno::EEXIST) };
         let found = |found: bool, errno| if found { Ok(()) } else { Err(errno) };
         match step {
+            Step::AddArpTable => {
+                *arp = arp::Observed { exists: true, right: true, ..arp::Observed::default() };
+                Ok(())
+            }
+            Step::DeleteArpTable => {
+                *arp = arp::Observed::default();
+                Ok(())
+            }
             Step::AddDevice => new(!std::mem::replace(device, true)),
             Step::DeleteDevice => {
                 held.clear();
                 found(std::mem::take(device), Errno::ENODEV)
             }
             Step::AddAddress(_) | Step::DeleteAddress(_) if !*device => Err(Errno::ENODEV),
-            Step::AddAddress(address) => new(held.insert(*address)),
-            Step::DeleteAddress(address) => found(held.remove(address), Errno::EADDRNOTAVAIL),
+            Step::AddAddress(_) if !arp.right => Err(Errno::ENOENT),
+            Step::AddAddress(address) => {
+                let guarded = address.is_ipv4() && arp.addresses.insert(*address);
+                new(held.insert(*address) || guarded)
+            }
+            Step::DeleteAddress(address) => {
+                let guarded = arp.addresses.remove(address);
+                found(held.remove(address) || guarded, Errno::EADDRNOTAVAIL)
+            }
             Step::AddService(key, service) => {
                 let made = ObservedService { netmask: netmask(key.address), ..made(service) };
                 new(services.insert(*key, made).is_none())

@@ -149,13 +149,17 @@ pub struct Timeouts {
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Make the table `arp sluice` anew, without addresses.
+    AddArpTable,
+    /// Delete it.
+    DeleteArpTable,
     /// Make the device.
     AddDevice,
     /// Delete it with its addresses.
     DeleteDevice,
-    /// Give the device an address.
+    /// Give the device an address; before, one of IPv4 goes into the table for ARP. Both may have it.
     AddAddress(IpAddr),
-    /// Take one away.
+    /// Take one away from both.
     DeleteAddress(IpAddr),
     /// Make a virtual service without destinations.
     AddService(Key, VirtualService),

@@ -154,12 +154,19 @@ pub fn plan(
     });
     let kept: Vec<IpAddr> = state.kept.iter().map(|key| key.address).collect();
     let (tables, held) = tables(&kept);
-    let mut add: Vec<IpAddr> = held.difference(&observed.held).copied().collect();
+    let has = |a: &IpAddr| {
+        observed.held.contains(a) && (a.is_ipv6() || observed.arp.right && observed.arp.addresses.contains(a))
+    };
+    let mut add: Vec<IpAddr> = held.iter().filter(|a| !has(a)).copied().collect();
     let foreign = |a: &IpAddr| bounds.exclude.iter().any(|net| net.contains(a)) || is_link_local(a);
-    let mut delete: Vec<IpAddr> = observed.held.difference(&held).filter(|a| !foreign(a)).copied().collect();
+    let there = observed.held.union(&observed.arp.addresses);
+    let mut delete: Vec<IpAddr> = there.filter(|a| !held.contains(a) && !foreign(a)).copied().collect();
     add.sort_unstable();
     delete.sort_unstable();
     let mut first = Vec::new();
+    if !observed.arp.right {
+        first.push(Step::AddArpTable);
+    }
     if !observed.device {
         first.push(Step::AddDevice);
     }
@@ -261,6 +268,7 @@ pub fn cleanup(observed: &Observed, kube_proxy: bool) -> Vec<Step> {
     let mut ours: Vec<Key> = ours.into_iter().map(|(key, _)| *key).collect();
     ours.sort_unstable();
     let mut steps: Vec<Step> = ours.iter().map(|key| Step::DeleteService(*key)).collect();
+    let arp_table = observed.arp.exists.then_some(Step::DeleteArpTable);
     if observed.held.is_disjoint(&needed) {
         steps.extend(observed.device.then_some(Step::DeleteDevice));
     } else {
@@ -272,6 +280,7 @@ pub fn cleanup(observed: &Observed, kube_proxy: bool) -> Vec<Step> {
         addresses.dedup();
         steps.extend(addresses.into_iter().map(Step::DeleteAddress));
     }
+    steps.extend(arp_table);
     steps
 }
 

@@ -1,8 +1,9 @@
-//! Steps as lines that `ipvsadm -R` takes; those about the device are `ip` commands, which are comments there.
+//! Steps as lines that `ipvsadm -R` takes; those about the device are `ip` commands, as comments, those about ARP nft's.
 
 use std::fmt;
 use std::net::SocketAddr;
 
+use super::arp;
 use super::model::{DEVICE, FALLBACK, Key, OURS, PORT, Step, Timeouts, VirtualService};
 use super::plan::Plan;
 use crate::cluster::{Protocol, Scheduler};
@@ -42,12 +43,23 @@ impl fmt::Display for VirtualService {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Step::AddArpTable => f.write_str(arp::TEXT),
+            Step::DeleteArpTable => f.write_str("delete table arp sluice"),
             Step::AddDevice => write!(f, "# ip link add {DEVICE} type dummy"),
             Step::DeleteDevice => write!(f, "# ip link delete {DEVICE}"),
-            Step::AddAddress(address) => write!(f, "# ip address add {address} dev {DEVICE}"),
+            Step::AddAddress(address) => {
+                if address.is_ipv4() {
+                    writeln!(f, "add element arp sluice ipvs-addresses {{ {address} }}")?;
+                }
+                write!(f, "# ip address add {address} dev {DEVICE}")
+            }
             Step::DeleteAddress(address) => {
                 let length = if address.is_ipv4() { 32 } else { 128 };
-                write!(f, "# ip address delete {address}/{length} dev {DEVICE}")
+                write!(f, "# ip address delete {address}/{length} dev {DEVICE}")?;
+                if address.is_ipv4() {
+                    write!(f, "\ndelete element arp sluice ipvs-addresses {{ {address} }}")?;
+                }
+                Ok(())
             }
             Step::AddService(key, service) => write!(f, "-A {} {service}", Named(key)),
             Step::SetService(key, service) => write!(f, "-E {} {service}", Named(key)),

@@ -168,6 +168,11 @@ impl Observed {
 /// Reads the structure of a family's table; `None` when there is none. Consistent in itself: it is read again
 /// while others commit.
 pub fn observe(socket: &mut Socket, family: Family) -> Result<Option<Observed>, Error> {
+    observe_number(socket, family.number())
+}
+
+/// The same of a family by its number (`NFPROTO_*`).
+pub fn observe_number(socket: &mut Socket, family: u8) -> Result<Option<Observed>, Error> {
     for _ in 0..TRIES {
         match in_one_generation(socket, |socket| observe_once(socket, family)) {
             Err(Error::Interrupted) => {}
@@ -177,7 +182,7 @@ pub fn observe(socket: &mut Socket, family: Family) -> Result<Option<Observed>, 
     Err(Error::Interrupted)
 }
 
-fn observe_once(socket: &mut Socket, family: Family) -> Result<Option<Observed>, Error> {
+fn observe_once(socket: &mut Socket, family: u8) -> Result<Option<Observed>, Error> {
     let Some(flags) = table_flags(socket, family)? else { return Ok(None) };
     let mut observed = Observed { flags, ..Observed::default() };
     socket.dump(&request(NFT_MSG_GETSET, family), |message| -> Result<(), Error> {
@@ -200,15 +205,15 @@ fn observe_once(socket: &mut Socket, family: Family) -> Result<Option<Observed>,
 }
 
 /// A dump of what the table has.
-fn request(kind: u8, family: Family) -> Request {
-    let mut request = Request::dump(kind, family.number());
+fn request(kind: u8, family: u8) -> Request {
+    let mut request = Request::dump(kind, family);
     request.string(NFTA_TABLE_NAME, TABLE);
     request
 }
 
 /// Whether there is a table, and its flags.
-fn table_flags(socket: &mut Socket, family: Family) -> Result<Option<u32>, Error> {
-    let mut request = Request::get(NFT_MSG_GETTABLE, family.number());
+fn table_flags(socket: &mut Socket, family: u8) -> Result<Option<u32>, Error> {
+    let mut request = Request::get(NFT_MSG_GETTABLE, family);
     request.string(NFTA_TABLE_NAME, TABLE);
     let flags = socket.request(&request, |message| {
         let [_, _, flags] = message.attributes().table()?;
@@ -391,9 +396,19 @@ pub fn elements(
     socket: &mut Socket,
     family: Family,
     set: Set,
+    visit: impl FnMut(Decoded),
+) -> Result<(), Error> {
+    elements_of_number(socket, (family.number(), family), set, visit)
+}
+
+/// The same of a table of another family (`NFPROTO_*`) whose addresses are of this one.
+pub fn elements_of_number(
+    socket: &mut Socket,
+    (number, family): (u8, Family),
+    set: Set,
     mut visit: impl FnMut(Decoded),
 ) -> Result<(), Error> {
-    let mut request = request(NFT_MSG_GETSETELEM, family);
+    let mut request = request(NFT_MSG_GETSETELEM, number);
     request.display(NFTA_SET_ELEM_LIST_SET, set);
     let mut bounds = Vec::new();
     let mut seen = FxHashSet::default();
@@ -414,7 +429,7 @@ pub fn elements(
         })
     })?;
     let settled = !matches!(set, Set::PodCidrs | Set::ServiceCidrs | Set::Sticky(_));
-    if settled && count(socket, family, set)?.is_some_and(|count| count != total) {
+    if settled && count(socket, number, set)?.is_some_and(|count| count != total) {
         return Err(Error::Interrupted);
     }
     networks(set, bounds, &mut visit);
@@ -422,8 +437,8 @@ pub fn elements(
 }
 
 /// How many elements a set has, where the kernel says.
-fn count(socket: &mut Socket, family: Family, set: Set) -> Result<Option<u32>, Error> {
-    let mut request = Request::get(NFT_MSG_GETSET, family.number());
+fn count(socket: &mut Socket, family: u8, set: Set) -> Result<Option<u32>, Error> {
+    let mut request = Request::get(NFT_MSG_GETSET, family);
     request.string(NFTA_TABLE_NAME, TABLE);
     request.display(NFTA_SET_NAME, set);
     socket.request(&request, |message| {

@@ -61,7 +61,7 @@ impl Bytes {
 }
 
 /// Writes an element into a list; to delete it its key is enough.
-pub(super) fn encode(writer: &mut Writer, element: &Element, with_data: bool) {
+pub(crate) fn encode(writer: &mut Writer, element: &Element, with_data: bool) {
     let new = Bytes::new;
     match element {
         Element::PodCidr(net) | Element::ServiceCidr(net) => encode_interval(writer, net),

@@ -463,7 +463,7 @@ fn sticky(family: Family, ids: Set, slots: u32, choices: u32) -> Vec<Rule> {
 }
 
 /// A comment as nft keeps it in user data.
-pub(super) fn comment_user_data(comment: &str) -> Vec<u8> {
+pub(crate) fn comment_user_data(comment: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(comment.len() + 3);
     tlv(&mut out, 0, |out| {
         out.extend_from_slice(comment.as_bytes());

@@ -21,6 +21,7 @@ pub const NFT_MSG_DELSETELEM: u8 = 14;
 
 // linux/netfilter.h
 pub const NFPROTO_INET: u8 = 1;
+pub const NFPROTO_ARP: u8 = 3;
 pub const NF_INET_PRE_ROUTING: u32 = 0;
 pub const NF_INET_LOCAL_OUT: u32 = 3;
 pub const NF_INET_POST_ROUTING: u32 = 4;

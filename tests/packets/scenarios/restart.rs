@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -197,8 +198,8 @@ pub fn ruleset_flushed(lab: &mut Lab) -> Result<()> {
     )
 }
 
-/// The agent starts again in mode ipvs, and then in nftables: the connections that each finds go on, and after the second
-/// switch nothing of IPVS is left.
+/// The agent starts again in mode ipvs, and then in nftables: the connections that each finds go on, no new one fails
+/// meanwhile, and nothing of the mode before is left.
 pub fn mode_switched_and_back(lab: &mut Lab) -> Result<()> {
     apply(lab, &[service("a", "10.96.225.1", Some(32130)), slice("a", &remote_pods(2))])?;
     let flows = "\
@@ -206,16 +207,21 @@ pub fn mode_switched_and_back(lab: &mut Lab) -> Result<()> {
 - {from: ext, to: '198.18.0.11:32130/tcp', expect: {endpoints: ['10.128.1.1:8080', '10.128.1.2:8080'], source: node}}";
     let before = lab.footprint()?;
     for to_ipvs in [true, false] {
-        let mut open =
-            [session(lab, "pod2", "10.96.225.1:80/tcp")?, session(lab, "ext", "198.18.0.11:32130/tcp")?];
+        let clients = [("pod2", "10.96.225.1:80/tcp"), ("ext", "198.18.0.11:32130/tcp")];
+        let mut open = Vec::new();
+        for (from, to) in clients {
+            open.push(session(lab, from, to)?);
+        }
+        let connecting = Connecting::start(lab, &clients)?;
         under_traffic(&mut open, || {
             lab.switch_mode()?;
             lab.settle()?;
             Ok(())
         })?;
+        connecting.stop()?;
         check(lab, flows)?;
-        drop(open);
-        // IPVS remembers a closed connection for two minutes; its virtual service stays as long.
+        // A reset, which IPVS remembers for ten seconds; its virtual service stays as long.
+        open.into_iter().for_each(Session::abort);
         let begun = Instant::now();
         while lab.virtual_services()?.is_empty() == to_ipvs {
             if begun.elapsed() > Duration::from_secs(150) * slowness() {
@@ -231,7 +237,54 @@ pub fn mode_switched_and_back(lab: &mut Lab) -> Result<()> {
     if before != after {
         bail!("before {before:?}\nafter {after:?}");
     }
+    let log = lab.log_text();
+    if let Some(line) =
+        log.lines().find(|line| line.contains(" ERROR ") || line.contains("mode ipvs left cannot"))
+    {
+        bail!("the log has: {line}");
+    }
     Ok(())
+}
+
+/// New connections all the time, each of which has to be answered.
+struct Connecting {
+    ended: Arc<AtomicBool>,
+    clients: Vec<thread::JoinHandle<Result<usize>>>,
+}
+
+impl Connecting {
+    fn start(lab: &Lab, clients: &[(&str, &str)]) -> Result<Self> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        for (from, to) in clients {
+            let (client, target) = (super::client(lab, from)?, to.parse()?);
+            let (ended, from) = (ended.clone(), (*from).to_owned());
+            threads.push(thread::spawn(move || {
+                let mut answered = 0;
+                while !ended.load(Ordering::Acquire) {
+                    let seen = runtime().block_on(client.attempts(target, 1, true, patience()))?;
+                    if seen.endpoints.is_empty() {
+                        bail!("a new connection from {from} to {target}: {seen}");
+                    }
+                    answered += 1;
+                    thread::sleep(Duration::from_millis(50));
+                }
+                Ok(answered)
+            }));
+        }
+        Ok(Self { ended, clients: threads })
+    }
+
+    fn stop(self) -> Result<()> {
+        self.ended.store(true, Ordering::Release);
+        for client in self.clients {
+            let answered = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+            if answered < 3 {
+                bail!("only {answered} new connections meanwhile");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Runs `work` while every connection is asked every ten milliseconds; returns the number of answers.
