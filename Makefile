@@ -32,7 +32,7 @@ soak: deps ## a million random events (EVENTS=n): incremental equals from-scratc
 
 lint: ## fmt, clippy, licences and sources of dependencies
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) clippy --all-targets --test ipvs --locked -- -D warnings
 	.ci/deny
 
 bless: ## write the golden renderings, the pages of the configuration and of metrics, man pages, completions and manifests anew; then look at the difference

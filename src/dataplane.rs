@@ -7,7 +7,7 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-use crate::cluster::Family;
+use crate::cluster::{Family, Scheduler};
 use crate::forwarding::{Adopted, Changes, Desired, Part, Settings};
 
 pub mod ipvs;
@@ -75,6 +75,11 @@ pub trait DataPlane {
     /// What a plan was refused for, that has just failed to be applied with this error.
     fn fault(&mut self, _plan: &Self::Plan, _error: &Self::Error) -> Fault {
         Fault::Elsewhere
+    }
+
+    /// What is used in place of a scheduler that the kernel was found to lack.
+    fn scheduler_instead(&self, _scheduler: Scheduler) -> Option<Scheduler> {
+        None
     }
 
     /// What can be measured of it now.

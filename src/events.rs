@@ -109,6 +109,8 @@ pub mod reasons {
     pub const ADDRESS_NOT_ALLOWED: (&str, &str) = ("AddressNotAllowed", "ClaimAddress");
     /// Ours: more endpoints than can be used.
     pub const TOO_MANY_ENDPOINTS: (&str, &str) = ("TooManyEndpoints", "GatherEndpoints");
+    /// Ours: the kernel lacks an IPVS scheduler.
+    pub const SCHEDULER_MISSING: (&str, &str) = ("SchedulerMissing", "SyncProxyRules");
     /// Ours: the kernel refuses the rules of a Service.
     pub const SET_ASIDE: (&str, &str) = ("RulesRefused", "SyncProxyRules");
 }

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::cluster::{Change, Index, ObjectName};
+use crate::cluster::{Change, Index, ObjectName, Scheduler};
 use crate::config::{self, Config};
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
-use crate::events::{Event, reasons};
+use crate::events::{Event, Type, reasons};
 use crate::forwarding::{Changes, Conflict, Desired, Key, Refused};
 use crate::log::{Repeated, STEADY};
 use crate::relay::{Backend, Relay};
@@ -30,6 +30,8 @@ pub struct Reconciler<D> {
     refused: BTreeSet<Refused>,
     /// Ports of Services with more endpoints than can be used, that were told.
     overfull: BTreeSet<(ObjectName, Arc<str>)>,
+    /// Schedulers that the kernel lacks, by the Services that ask for them; `None`: the default.
+    lacking: BTreeSet<(Option<ObjectName>, Scheduler)>,
     notices: Vec<String>,
     host_addresses: Vec<std::net::IpAddr>,
     reporting: Reporting,
@@ -80,6 +82,7 @@ impl<D: DataPlane> Reconciler<D> {
             conflicts: BTreeSet::new(),
             refused: BTreeSet::new(),
             overfull: BTreeSet::new(),
+            lacking: BTreeSet::new(),
             notices: Vec::new(),
             host_addresses: Vec::new(),
             reporting,
@@ -224,6 +227,7 @@ impl<D: DataPlane> Reconciler<D> {
         self.release(&mut worked_out);
         let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(&worked_out)? };
         self.tell(&changes);
+        self.tell_schedulers(&changes);
         self.update_relay(&changes, full);
         let elapsed = start.elapsed();
         if let Some(conntrack) = &mut self.conntrack {
@@ -315,6 +319,43 @@ impl<D: DataPlane> Reconciler<D> {
             Some(Backend { service: service.name.clone(), target: frontend.inside.clone() })
         };
         relay.update(changes.relayed.iter().map(|key| (*key, backend(key))), full);
+    }
+
+    /// Warns of schedulers that the kernel lacks, once while they are asked for.
+    fn tell_schedulers(&mut self, changes: &Changes) {
+        let asks = |name: &ObjectName, s| self.index.newest(name).is_some_and(|it| it.scheduler == Some(s));
+        self.lacking.retain(|(name, scheduler)| name.as_ref().is_none_or(|name| asks(name, *scheduler)));
+        let default = self.config.ipvs.iter().map(|ipvs| (None, ipvs.scheduler));
+        let chosen = changes.frontends.iter().filter_map(|(key, (_, after))| {
+            let (_, service) = self.desired.as_ref()?.frontend(key)?;
+            Some((Some(service.name.clone()), after.as_ref()?.scheduler?))
+        });
+        let mut told = Vec::new();
+        for (name, scheduler) in default.chain(chosen) {
+            let Some(instead) = self.plane.scheduler_instead(scheduler) else { continue };
+            if self.lacking.contains(&(name.clone(), scheduler)) || told.contains(&(name.clone(), scheduler))
+            {
+                continue;
+            }
+            let note = format!(
+                "the kernel of node {} lacks the IPVS scheduler {scheduler}; {instead} is used. modprobe ip_vs_{scheduler}, \
+                 then restart the agent there",
+                self.config.node_name
+            );
+            let event = match name.as_ref().and_then(|name| self.index.newest(name)) {
+                Some(service) => {
+                    warn!(service = %service.name, "{note}");
+                    Event::warning(&service.name, &service.uid, reasons::SCHEDULER_MISSING, note)
+                }
+                None => {
+                    warn!("{note}");
+                    Event::node(Type::Warning, reasons::SCHEDULER_MISSING, note)
+                }
+            };
+            self.reporting.events.send(event);
+            told.push((name, scheduler));
+        }
+        self.lacking.extend(told);
     }
 
     /// Warns of what the operator should know, once while it lasts.

@@ -25,7 +25,7 @@ use super::nftables::model::{Element, Verdict};
 use super::nftables::translation::{Host, Translation};
 use super::nftables::{self, Nftables};
 use super::{DataPlane, Measures};
-use crate::cluster::Scheduler;
+use crate::cluster::{Family, Scheduler};
 use crate::config;
 use crate::forwarding::{Adopted, Changes, Desired, Frontend, Settings, Target};
 use crate::netlink;
@@ -137,7 +137,19 @@ impl Ipvs {
     pub fn open(config: config::Ipvs, sync_period: Duration) -> Result<Ipvs, Error> {
         let state = State { default: config.scheduler, ..State::default() };
         let (tables, kernel, now) = (Nftables::open()?, Kernel::open()?, Instant::now());
-        Ok(Ipvs { tables, kernel, config, sync_period, state, observed: now, tended: now })
+        let mut ipvs = Ipvs { tables, kernel, config, sync_period, state, observed: now, tended: now };
+        ipvs.note_written();
+        Ok(ipvs)
+    }
+
+    /// Notes what was found out by the steps that were taken.
+    fn note_written(&mut self) {
+        self.tables.also_committed(self.kernel.take_commits());
+        if !self.kernel.ipv6() && !self.state.ipv4_only {
+            warn!("IPVS or this host has no IPv6; IPv4 is served");
+            self.state.ipv4_only = true;
+            self.tables.leave_out(Family::Ipv6);
+        }
     }
 
     /// Takes steps; where the kernel lacks a scheduler, another one is used.
@@ -151,14 +163,7 @@ impl Ipvs {
                 let (Step::AddService(key, service) | Step::SetService(key, service)) = step else {
                     continue;
                 };
-                if self.state.lacking.insert(service.scheduler) {
-                    warn!(
-                        "the kernel lacks the IPVS scheduler {0} (modprobe ip_vs_{0}, then restart sluice): {1} is used \
-                         for {key} and others",
-                        service.scheduler,
-                        self.state.available(service.scheduler)
-                    );
-                }
+                self.state.lacking.insert(service.scheduler);
                 let scheduler = self.state.available(service.scheduler);
                 if scheduler == service.scheduler || self.state.lacking.contains(&scheduler) {
                     return Err(Error::NoScheduler(scheduler));
@@ -319,14 +324,18 @@ impl DataPlane for Ipvs {
     fn apply(&mut self, plan: &Plan) -> Result<(), Error> {
         debug!("\n{plan}");
         let result = self.take(&plan.before);
-        self.tables.also_committed(self.kernel.take_commits());
+        self.note_written();
         result?;
         if !plan.tables.is_empty() {
             self.tables.apply(&plan.tables)?;
         }
         let result = self.kernel.execute(&plan.after).map(drop);
-        self.tables.also_committed(self.kernel.take_commits());
+        self.note_written();
         result
+    }
+
+    fn scheduler_instead(&self, scheduler: Scheduler) -> Option<Scheduler> {
+        self.state.lacking.contains(&scheduler).then(|| self.state.available(scheduler))
     }
 
     fn measures(&self) -> Measures {

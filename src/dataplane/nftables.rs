@@ -180,6 +180,11 @@ impl Nftables {
         plan::plan_changes_keeping(changes, kept, &self.families, &mut self.used)
     }
 
+    /// A family that cannot be served, for another reason than rules.
+    pub(super) fn leave_out(&mut self, family: Family) {
+        self.families.retain(|it| *it != family);
+    }
+
     /// Whether anybody committed since that is not known of.
     pub(super) fn is_moved(&mut self) -> Result<bool, Error> {
         Ok(Some(self.socket.generation()?) != self.generation)

@@ -150,3 +150,32 @@ fn mode_nftables_leaves_nothing_of_ipvs_and_the_other_way_round() {
         assert!(agent.resync().is_empty());
     });
 }
+
+/// `tests/vm/run -k ipv6.disable=1` boots a kernel that has none at all; here the device may have no addresses of it.
+#[test]
+fn ipv4_is_served_where_there_is_no_ipv6() {
+    on_node(|| {
+        // Without IPv6 there is nothing to be disabled.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        let dual = |service: &mut sluice::cluster::Service| {
+            service.cluster_ips.push("fd00:10:96::10".parse().unwrap());
+        };
+        let (mut agent, _) = Agent::start(plane(), vec![service(dual), endpoints(&["10.128.0.1"])]);
+        agent.resync();
+        agent.change([endpoints(&["10.128.0.2"])]);
+        assert!(agent.resync().is_empty());
+        let lines = entries("");
+        assert!(
+            lines.iter().any(|line| line.contains("-a -t 10.96.0.10:80 -r 10.128.0.2:8080")),
+            "{lines:?}"
+        );
+        assert!(!lines.iter().any(|line| line.contains("fd00:")), "{lines:?}");
+        assert!(
+            devices().contains("10.96.0.10/32") && !devices().contains("fd00:10:96::10"),
+            "{}",
+            devices()
+        );
+        agent.change([no_service()]);
+        assert!(agent.resync().is_empty());
+    });
+}

@@ -1,7 +1,13 @@
 //! Every scheduler, and one that the kernel lacks.
 
-use sluice::cluster::Scheduler;
-use sluice::config;
+use std::sync::Arc;
+
+use sluice::cluster::{Change, Scheduler};
+use sluice::config::{self, Config, merge};
+use sluice::events::{Events, Regarding, Type};
+use sluice::metrics::Metrics;
+use sluice::reconcile::Reconciler;
+use sluice::reporting::Reporting;
 
 use super::space::run;
 use super::world::{Agent, endpoints, entries, on_node, plane, plane_with, service};
@@ -9,7 +15,9 @@ use super::world::{Agent, endpoints, entries, on_node, plane, plane_with, servic
 #[test]
 fn schedulers() {
     every_scheduler_of_the_kernel();
+    run("rmmod", &["ip_vs_lblcr"], "");
     a_scheduler_that_the_kernel_lacks_gives_way_to_the_default();
+    who_asks_for_it_is_told_once();
 }
 
 fn every_scheduler_of_the_kernel() {
@@ -41,7 +49,6 @@ fn affinity_is_persistence_with_its_timeout() {
 
 /// There is no modprobe in the machine: what is unloaded stays away, so this comes last.
 fn a_scheduler_that_the_kernel_lacks_gives_way_to_the_default() {
-    run("rmmod", &["ip_vs_lblcr"], "");
     on_node(|| {
         let config = config::Ipvs { scheduler: Scheduler::Wlc, ..config::Ipvs::default() };
         let lacking = service(|service| service.scheduler = Some(Scheduler::Lblcr));
@@ -51,5 +58,38 @@ fn a_scheduler_that_the_kernel_lacks_gives_way_to_the_default() {
             ["-A -t 10.96.0.10:80 -s wlc -b flag-3", "-a -t 10.96.0.10:80 -r 10.128.0.1:8080 -m -w 1"]
         );
         assert!(agent.resync().is_empty(), "and is not tried again");
+    });
+}
+
+fn who_asks_for_it_is_told_once() {
+    on_node(|| {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (sender, mut events) = Events::queue(metrics.events.clone());
+        let mut reporting = Reporting::new(metrics);
+        reporting.events = sender;
+        let merged = merge::merge(&merge::Given::default(), None).unwrap();
+        let mut config = Config::new(&merged, "node1").unwrap();
+        config.ipvs = Some(config::Ipvs::default());
+        let mut agent = Reconciler::new(config, plane(), reporting);
+        let mut sync = |changes: Vec<Change>| {
+            agent.apply(changes);
+            agent.sync().unwrap();
+            std::iter::from_fn(|| events.try_recv().ok()).collect::<Vec<_>>()
+        };
+        let lacking = || service(|service| service.scheduler = Some(Scheduler::Lblcr));
+        let told = sync(vec![lacking(), endpoints(&["10.128.0.1"])]);
+        let [event] = &told[..] else { panic!("{told:?}") };
+        assert!(
+            matches!(&event.regarding, Regarding::Service { name, .. } if &*name.name == "web"),
+            "{event:?}"
+        );
+        assert_eq!((event.reason, event.kind), ("SchedulerMissing", Type::Warning));
+        let remedy =
+            "lacks the IPVS scheduler lblcr; rr is used. modprobe ip_vs_lblcr, then restart the agent";
+        assert!(event.note.contains(remedy), "{event:?}");
+        assert_eq!(entries("-A -t 10.96.0.10:80"), ["-A -t 10.96.0.10:80 -s rr -b flag-3"]);
+        assert_eq!(sync(vec![endpoints(&["10.128.0.2"])]), []);
+        assert_eq!(sync(vec![service(|_| {})]), []);
+        assert_eq!(sync(vec![lacking()]).len(), 1, "and again when it asks again");
     });
 }

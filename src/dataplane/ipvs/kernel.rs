@@ -1,6 +1,6 @@
 //! IPVS and the device of its addresses, read and written.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use nix::errno::Errno;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -10,8 +10,9 @@ use super::arp::{self, Arp};
 use super::model::{DEVICE, Destination, Key, ObservedService, Step, Timeouts};
 use super::uapi::*;
 use super::{decode, encode};
+use crate::cluster::Protocol;
 use crate::netlink::route::{self, Device};
-use crate::netlink::{Request, Requests, Socket, generic};
+use crate::netlink::{self, Request, Requests, Socket, generic};
 
 /// Bytes of requests that are sent at once. The kernel does them one by one anyway.
 const CHUNK: usize = 1 << 20;
@@ -41,6 +42,7 @@ pub struct Kernel {
     arp: Arp,
     /// IPVS's number in generic netlink.
     family: u16,
+    ipv6: bool,
 }
 
 impl Kernel {
@@ -52,7 +54,13 @@ impl Kernel {
     pub fn open() -> Result<Kernel, Error> {
         let mut ipvs = Socket::open_generic()?;
         let family = generic::family(&mut ipvs, IPVS_GENL_NAME)?.ok_or(Error::NoIpvs)?;
-        Ok(Kernel { ipvs, route: Socket::open_route()?, arp: Arp::open()?, family })
+        let ipv6 = has_ipv6(&mut ipvs, family)?;
+        Ok(Kernel { ipvs, route: Socket::open_route()?, arp: Arp::open()?, family, ipv6 })
+    }
+
+    /// Whether IPv6 can be served, as far as was seen until now.
+    pub fn ipv6(&self) -> bool {
+        self.ipv6
     }
 
     /// The device, if it is there.
@@ -182,6 +190,8 @@ impl Kernel {
             let step = refusal.message.and_then(|message| steps.get(message));
             match (step, refusal.errno) {
                 (Some(Step::DeleteAddress(_)), Errno::EADDRNOTAVAIL) => {}
+                // net.ipv6.conf.default.disable_ipv6 is 1.
+                (Some(Step::AddAddress(address)), Errno::EACCES) if address.is_ipv6() => self.ipv6 = false,
                 (step, errno) => return Err(Error::refused(step, errno)),
             }
         }
@@ -199,10 +209,25 @@ impl Kernel {
                 Ok(())
             }
             _ => match route::add_dummy(&mut self.route, DEVICE) {
-                Err(crate::netlink::Error::Request(Errno::EOPNOTSUPP)) => Err(Error::NoDummy),
+                Err(netlink::Error::Request(Errno::EOPNOTSUPP)) => Err(Error::NoDummy),
                 result => Ok(result?),
             },
         }
+    }
+}
+
+/// Whether the host has IPv6 (`ipv6.disable=1` at boot), and IPVS, too (`CONFIG_IP_VS_IPV6`): without, it does not even
+/// look for a virtual service.
+fn has_ipv6(ipvs: &mut Socket, family: u16) -> Result<bool, Error> {
+    let key = Key { address: Ipv6Addr::LOCALHOST.into(), protocol: Protocol::Tcp, port: 1 };
+    let mut request = Request::get_generic(family, IPVS_CMD_GET_SERVICE);
+    request.nested(IPVS_CMD_ATTR_SERVICE, |w| encode::write_key(w, &key));
+    match ipvs.request(&request, |_| Ok(())) {
+        Err(netlink::Error::Request(Errno::EAFNOSUPPORT)) => Ok(false),
+        Err(netlink::Error::Request(Errno::ESRCH)) | Ok(()) => {
+            Ok(std::path::Path::new("/proc/thread-self/net/if_inet6").exists())
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

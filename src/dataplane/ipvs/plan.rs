@@ -113,7 +113,7 @@ pub fn plan(
     let mut frontends: Vec<_> = desired.frontends().map(|(key, frontend, _)| (*key, frontend)).collect();
     frontends.sort_unstable_by_key(|(key, _)| *key);
     for (key, frontend) in frontends {
-        let Some((service, endpoints)) = state.wanted(frontend) else { continue };
+        let Some((service, endpoints)) = state.wanted(&key, frontend) else { continue };
         wanted.insert(key);
         let there = observed.services.get(&key);
         let served = there.is_some_and(|there| there.destinations.values().any(|d| d.weight > 0));
@@ -153,7 +153,8 @@ pub fn plan(
         _ => None,
     });
     let kept: Vec<IpAddr> = state.kept.iter().map(|key| key.address).collect();
-    let (tables, held) = tables(&kept);
+    let (tables, mut held) = tables(&kept);
+    held.retain(|address| state.serves(address));
     let has = |a: &IpAddr| {
         observed.held.contains(a) && (a.is_ipv6() || observed.arp.right && observed.arp.addresses.contains(a))
     };

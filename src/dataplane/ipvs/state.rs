@@ -22,6 +22,8 @@ pub const LIMIT: Duration = Duration::from_secs(15 * 60);
 pub struct State {
     /// The scheduler of Services that ask for none.
     pub default: Scheduler,
+    /// The kernel, or the host, has no IPv6.
+    pub ipv4_only: bool,
     /// Schedulers that the kernel does not have.
     pub lacking: FxHashSet<Scheduler>,
     /// Destinations without new connections, with the time until which they may keep those they have.
@@ -65,12 +67,20 @@ impl Phases {
 
 impl State {
     /// What IPVS is to do for a frontend, with a scheduler that the kernel has.
-    pub(super) fn wanted(&self, frontend: &Frontend) -> Option<(VirtualService, Vec<SocketAddr>)> {
+    pub(super) fn wanted(&self, key: &Key, frontend: &Frontend) -> Option<(VirtualService, Vec<SocketAddr>)> {
+        if !self.serves(&key.address) {
+            return None;
+        }
         let (mut service, target) = virtual_service(frontend, self.default)?;
         service.scheduler = self.available(service.scheduler);
         let mut endpoints: Vec<SocketAddr> = target.endpoints().map(|(_, endpoint)| endpoint).collect();
         endpoints.sort_unstable();
         Some((service, endpoints))
+    }
+
+    /// Whether addresses of this family are served.
+    pub(super) fn serves(&self, address: &IpAddr) -> bool {
+        address.is_ipv4() || !self.ipv4_only
     }
 
     /// The scheduler, or one in its place that the kernel has.
@@ -134,8 +144,8 @@ impl State {
         limit: Instant,
         phases: &mut Phases,
     ) -> Option<KeptChange> {
-        let old = before.and_then(|frontend| self.wanted(frontend));
-        let new = after.and_then(|frontend| self.wanted(frontend));
+        let old = before.and_then(|frontend| self.wanted(&key, frontend));
+        let new = after.and_then(|frontend| self.wanted(&key, frontend));
         let there = old.as_ref().map(|(service, _)| *service).or_else(|| self.lingering.get(&key).copied());
         let old_endpoints = old.map(|(_, endpoints)| endpoints).unwrap_or_default();
         match (there, new) {
