@@ -33,14 +33,15 @@ JSON (--format json), one object; fields and words stay, new ones may come:
   answers        one each for a pod, this node, an outside client; or one for --from:
     client         origin (pod, node, outside), address, countsAsPod, countsAsNode
     verdict        forwarded, refused, dropped, untouched
-    reason         null, no-endpoints, no-such-port, no-local-endpoints, source-not-allowed, not-allocated, not-ours,
+    reason         null, no-endpoints, no-such-port, other-ports, no-local-endpoints, source-not-allowed, not-allocated, not-ours,
                    not-relayed, own-loopback
     policy         null, Cluster, Local
-    sharePercent   of each endpoint; null where there is none
+    scheduler      null, or in mode ipvs the name of the IPVS scheduler that chooses
+    sharePercent   of each endpoint; null where there is none, or the scheduler does not choose evenly
     endpoints      address, node, because (ready, still-serving), hairpin (masqueraded if it is the client itself)
     leftOut        address, port, because (not-ready, terminated, terminating, hinted-for-another-zone,
                    hinted-for-another-node, not-on-this-node, other-family, no-such-port, duplicate, too-many)
-    masqueraded    null, all, off-cluster, external, own, relayed";
+    masqueraded    null, all, off-cluster, external, own, own-by-ipvs, relayed";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -191,12 +192,13 @@ fn write_experience(out: &mut String, answer: &Answer) -> fmt::Result {
             let share = format!("{:.2}", answer.share_percent.unwrap_or_default());
             let share = share.trim_end_matches('0').trim_end_matches('.');
             let count = answer.endpoints.len();
-            let each = if count == 1 {
-                "1 endpoint".into()
-            } else {
-                format!("one of {count} endpoints, {share}% each")
+            let each = match (count, answer.share_percent) {
+                (1, _) => "1 endpoint".into(),
+                (_, Some(_)) => format!("one of {count} endpoints, {share}% each"),
+                (_, None) => format!("one of {count} endpoints"),
             };
-            writeln!(out, "  {verdict} to {each}")?;
+            let by = answer.scheduler.map_or(String::new(), |name| format!(", by IPVS, scheduler {name}"));
+            writeln!(out, "  {verdict} to {each}{by}")?;
         }
     }
     for endpoint in &answer.endpoints {

@@ -16,7 +16,7 @@ use super::affinity::Scope;
 use super::endpoints::{LeftOut, Selection, Used, listed, merge};
 use super::service::{Frontend, FrontendKind, Masquerade, Target, inside_scope, ports_at};
 use super::{Desired, Key, LocalDetection, Settings};
-use crate::cluster::{Family, Index, ObjectName, Protocol, Service, ServicePort};
+use crate::cluster::{Family, Index, ObjectName, Protocol, Scheduler, Service, ServicePort};
 
 /// Where a connection comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -121,6 +121,8 @@ pub enum Reason {
     NoLocalEndpoints,
     /// The client is in none of the source ranges.
     SourceNotAllowed,
+    /// In mode ipvs: the address is on kube-ipvs0 for the sake of other ports.
+    OtherPorts,
     /// It goes to a service address that no Service has.
     NotAllocated,
     /// No Service claims the address.
@@ -138,6 +140,7 @@ impl fmt::Display for Reason {
             Reason::NoSuchPort => "the Service with this ClusterIP has no such port",
             Reason::NoLocalEndpoints => "endpoints elsewhere, none on this node, and the policy is Local",
             Reason::SourceNotAllowed => "the client is in none of loadBalancerSourceRanges",
+            Reason::OtherPorts => "the address is on kube-ipvs0 for other ports of Services",
             Reason::NotAllocated => "in the service range, but no Service's ClusterIP",
             Reason::NotOurs => "no Service answers here",
             Reason::NotRelayed => "NodePorts on loopback addresses are served for TCP only",
@@ -160,6 +163,8 @@ pub enum Masqueraded {
     Own,
     /// The agent relays it, with a connection of its own.
     Relayed,
+    /// In mode ipvs this node connects to an address of kube-ipvs0 from that address, which no endpoint could answer.
+    OwnByIpvs,
 }
 
 impl fmt::Display for Masqueraded {
@@ -169,6 +174,9 @@ impl fmt::Display for Masqueraded {
             Masqueraded::OffCluster => "to a ClusterIP, from what is no pod",
             Masqueraded::External => "to an external address under externalTrafficPolicy Cluster",
             Masqueraded::Own => "this node's own connection to an external address",
+            Masqueraded::OwnByIpvs => {
+                "this node's own connection, which comes from the service address itself"
+            }
             Masqueraded::Relayed => "relayed by the agent, which makes a connection of its own",
         })
     }
@@ -213,7 +221,10 @@ pub struct Answer {
     pub reason: Option<Reason>,
     /// The traffic policy that counts: `Cluster` or `Local`.
     pub policy: Option<&'static str>,
-    /// The share of each endpoint, in percent: of connections, or, with affinity, of clients.
+    /// The IPVS scheduler that chooses the endpoint; `None`: chance does, by the rules.
+    pub scheduler: Option<&'static str>,
+    /// The share of each endpoint, in percent: of connections, or, with affinity, of clients. `None` also where that
+    /// depends on connections or clients.
     pub share_percent: Option<f64>,
     /// Where it may go, sorted.
     pub endpoints: Vec<Destination>,
@@ -321,7 +332,7 @@ pub fn explain(
     let frontend = desired.frontend(&key).map(|(frontend, _)| frontend);
     let served = first.zip(frontend).and_then(|((kind, service), frontend)| {
         let (port, _) = ports_at(service, desired.node(), &key).find(|(_, k)| *k == kind)?;
-        Some(Served { desired, index, key, kind, service, port, frontend })
+        Some(Served { desired, index, key, kind, service, port, frontend, own })
     });
     let answer = |client: &Client| match &served {
         _ if key.is_relayed() && client.origin != Origin::Node => {
@@ -348,6 +359,11 @@ fn unclaimed(desired: &Desired, key: Key, own: &[IpAddr], client: Client) -> Ans
     let in_range = || desired.settings().service_cidrs.iter().any(|range| range.contains(&key.address));
     if !desired.cluster_ip_owners(key.address).is_empty() {
         Answer::of(client, Verdict::Refused, Reason::NoSuchPort)
+    } else if desired.settings().ipvs.is_some()
+        && !is_own(key.address, own)
+        && desired.frontends().any(|(other, ..)| other.address == key.address)
+    {
+        Answer::of(client, Verdict::Refused, Reason::OtherPorts)
     } else if in_range() && !is_own(key.address, own) {
         Answer::of(client, Verdict::Dropped, Reason::NotAllocated)
     } else if key.protocol != Protocol::Tcp
@@ -368,6 +384,7 @@ impl Answer {
             verdict,
             reason: Some(reason),
             policy: None,
+            scheduler: None,
             share_percent: None,
             endpoints: Vec::new(),
             left_out: Vec::new(),
@@ -385,6 +402,7 @@ struct Served<'a> {
     service: &'a Arc<Service>,
     port: &'a ServicePort,
     frontend: &'a Frontend,
+    own: &'a [IpAddr],
 }
 
 impl Served<'_> {
@@ -400,7 +418,7 @@ impl Served<'_> {
 
     fn answer(&self, client: Client) -> Answer {
         if let (Some(address), Some(sources)) = (client.address, &self.frontend.sources)
-            && !sources.iter().any(|range| range.contains(&address))
+            && !sources.iter().any(|range| range.contains(&address) || self.admits_node(client, range))
         {
             return Answer::of(client, Verdict::Dropped, Reason::SourceNotAllowed);
         }
@@ -414,6 +432,11 @@ impl Served<'_> {
             Target::Refuse => (Verdict::Refused, Some(Reason::NoEndpoints)),
             Target::Drop => (Verdict::Dropped, Some(Reason::NoLocalEndpoints)),
         };
+        // Where there is a list for outside, IPVS has that one; the tables translate for the others.
+        let by_ipvs = self.frontend.outside.is_none() || is_outside;
+        let ipvs = self.desired.settings().ipvs.filter(|_| by_ipvs && verdict == Verdict::Forwarded);
+        let scheduler = ipvs.map(|default| self.frontend.scheduler.unwrap_or(default));
+        let is_equal = scheduler.is_none_or(|it| matches!(it, Scheduler::Rr | Scheduler::Wrr));
         let used: FxHashSet<SocketAddr> = target.endpoints().map(|(_, endpoint)| endpoint).collect();
         let (endpoints, left_out) = self.endpoints(scope, &used, client);
         let forwarded = verdict == Verdict::Forwarded;
@@ -422,11 +445,18 @@ impl Served<'_> {
             verdict,
             reason,
             policy: Some(if scope == Scope::Local { "Local" } else { "Cluster" }),
-            share_percent: forwarded.then(|| 100.0 / used.len() as f64),
+            scheduler: scheduler.map(Scheduler::name),
+            share_percent: (forwarded && is_equal).then(|| 100.0 / used.len() as f64),
             endpoints,
             left_out,
             masqueraded: forwarded.then(|| self.masqueraded(client)).flatten(),
         }
+    }
+
+    /// In mode ipvs this node comes from the service address, and may where one of its addresses may.
+    fn admits_node(&self, client: Client, range: &IpNet) -> bool {
+        let node = || self.desired.node().node_port_addresses.iter().any(|address| range.contains(address));
+        self.desired.settings().ipvs.is_some() && client.counts_as_node && node()
     }
 
     /// The endpoints that are used, and why what else the slices list is not.
@@ -506,7 +536,10 @@ impl Served<'_> {
         match self.frontend.masquerade {
             Masquerade::All => Some(Masqueraded::External),
             Masquerade::Own if client.counts_as_node => Some(Masqueraded::Own),
-            Masquerade::Own | Masquerade::OffCluster => None,
+            Masquerade::Own | Masquerade::OffCluster => {
+                let held = settings.ipvs.is_some() && !is_own(self.key.address, self.own);
+                (held && client.counts_as_node).then_some(Masqueraded::OwnByIpvs)
+            }
         }
     }
 }

@@ -163,6 +163,7 @@ fn ipv4_is_served_where_there_is_no_ipv6() {
         let (mut agent, _) = Agent::start(plane(), vec![service(dual), endpoints(&["10.128.0.1"])]);
         agent.resync();
         agent.change([endpoints(&["10.128.0.2"])]);
+        agent.plane.look_after_terminating().unwrap();
         assert!(agent.resync().is_empty());
         let lines = entries("");
         assert!(
@@ -176,6 +177,7 @@ fn ipv4_is_served_where_there_is_no_ipv6() {
             devices()
         );
         agent.change([no_service()]);
+        agent.plane.look_after_terminating().unwrap();
         assert!(agent.resync().is_empty());
     });
 }

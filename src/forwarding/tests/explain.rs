@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::cluster::Scheduler;
 use crate::forwarding::explain::{
     Answer, Client, Explanation, Masqueraded, Origin, Reason, Verdict, explain,
 };
@@ -295,6 +296,7 @@ fn the_fields_of_the_json_form_stay() {
             "verdict": "forwarded",
             "reason": null,
             "policy": "Cluster",
+            "scheduler": null,
             "sharePercent": 100.0,
             "endpoints": [
                 {"address": "10.128.0.65:8080", "node": "node1", "because": "ready", "hairpin": true},
@@ -304,4 +306,33 @@ fn the_fields_of_the_json_form_stay() {
         }],
     });
     assert_eq!(serde_json::to_value(&told).unwrap(), expected);
+}
+
+#[test]
+fn mode_ipvs_has_schedulers_and_the_nodes_own_source() {
+    let settings = || Settings { ipvs: Some(Scheduler::Rr), ..settings() };
+    let mut svc = service("a", &["10.96.0.1"]);
+    svc.external_ips = vec!["203.0.113.2".parse().unwrap()];
+    svc.external_policy = TrafficPolicy::Local;
+    let slices = [slice("s", "a", &[&format!("{A}@node1"), &format!("{B}@node2")])];
+    let by = |told: &Explanation| -> Vec<_> {
+        told.answers.iter().map(|a| (a.scheduler, a.share_percent, a.masqueraded)).collect()
+    };
+    let off_cluster = Some(Masqueraded::OffCluster);
+    let told = ask("10.96.0.1:80", None, settings(), &[(&svc, &slices)]);
+    let rr = |why| (Some("rr"), Some(50.0), why);
+    assert_eq!(by(&told), [rr(None), rr(off_cluster), rr(off_cluster)]);
+    let undetected = Settings { local_detection: Default::default(), ..settings() };
+    let told = ask("10.96.0.1:80", None, undetected, &[(&svc, &slices)]);
+    assert_eq!(by(&told), [rr(None), rr(Some(Masqueraded::OwnByIpvs)), rr(None)]);
+    svc.scheduler = Some(Scheduler::Wlc);
+    let told = ask("10.96.0.1:80", Some(A), settings(), &[(&svc, &slices)]);
+    assert_eq!(by(&told), [(Some("wlc"), None, None)]);
+    // At such an address the tables translate for pods and the node.
+    let told = ask("203.0.113.2:80", None, settings(), &[(&svc, &slices)]);
+    let inside = |why| (None, Some(50.0), why);
+    assert_eq!(by(&told), [inside(None), inside(Some(Masqueraded::Own)), (Some("wlc"), None, None)]);
+    let told = ask("203.0.113.2:81", None, settings(), &[(&svc, &slices)]);
+    let refused = |a: &Answer| (a.verdict, a.reason) == (Verdict::Refused, Some(Reason::OtherPorts));
+    assert!(told.answers.iter().all(refused), "{told:?}");
 }
