@@ -1,5 +1,6 @@
 # What a newcomer needs: `make demo` and `make test`. Both install what they need (as root, Debian 12 or 13).
 SHELL := /bin/bash
+comma := ,
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -48,8 +49,11 @@ bench-quick: deps ## a little of each, to see that the benches work
 build: ## the release binary
 	$(CARGO) build --release --bin sluice
 
+# Packed relative relocations (glibc 2.36, so Debian 12) and equal functions once: 0.9 MB less. Rust's own linker, the default
+# for x86-64 alone, knows both.
+SMALL := $(if $(filter x86_64,$(shell uname -m)),-C link-arg=-Wl$(comma)-z$(comma)pack-relative-relocs -C link-arg=-Wl$(comma)--icf=all)
 static: ## the release binary, linked statically: target/x86_64-unknown-linux-gnu/release/sluice
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --bin sluice --target $$(rustc -vV | awk '/^host/{print $$2}')
+	RUSTFLAGS="-C target-feature=+crt-static $(SMALL)" $(CARGO) build --release --bin sluice --target $$(rustc -vV | awk '/^host/{print $$2}')
 
 image: static ## the image, FROM scratch, and a look into it and at it running: target/image/sluice-VERSION-ARCH.tar
 	@.ci/deps image

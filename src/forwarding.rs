@@ -5,6 +5,7 @@
 //! two Services that claim the same address and port win, and knows what a change changed.
 
 mod affinity;
+mod changes;
 mod desired;
 mod endpoints;
 pub mod explain;
@@ -15,7 +16,8 @@ mod service;
 mod tests;
 
 pub use affinity::Sticky;
-pub use desired::{Adopted, Change, Changes, Conflict, Desired, Part, Refused, SetChange};
+pub use changes::{Adopted, Change, Changes, Conflict, Part, Refused, SetChange};
+pub use desired::Desired;
 pub use endpoints::{Categories, LeftOut, Usable, Used, arrange, categorize};
 pub use explain::explain;
 pub use local::{HealthCheck, Local, local};

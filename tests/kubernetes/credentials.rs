@@ -1,6 +1,7 @@
 //! Credentials that are replaced while the agent runs, and proxies on the way.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -46,6 +47,36 @@ async fn a_replaced_authority_is_read_again() {
     agent.converged(&server, "with the second certificate").await;
 }
 
+fn edit(config: &Path, change: impl FnOnce(&mut Value)) {
+    let mut kubeconfig: Value = serde_json::from_str(&std::fs::read_to_string(config).unwrap()).unwrap();
+    change(&mut kubeconfig);
+    std::fs::write(config, kubeconfig.to_string()).unwrap();
+}
+
+/// As managed clusters' kubeconfigs have them, today's way and that of before.
+#[tokio::test]
+async fn commands_that_print_credentials_are_run() {
+    let server = ApiServer::tls(true).await;
+    server.faults().token = Some("printed".to_owned());
+    populate(&server);
+    let version = "client.authentication.k8s.io/v1";
+    let printed =
+        json!({"apiVersion": version, "kind": "ExecCredential", "status": {"token": "printed"}}).to_string();
+    let exec =
+        json!({"apiVersion": version, "command": "echo", "args": [printed], "interactiveMode": "Never"});
+    let config = json!({
+        "cmd-path": "echo",
+        "cmd-args": r#"{"credential":{"access_token":"printed"}}"#,
+        "token-key": "{.credential.access_token}",
+    });
+    for user in [json!({"exec": exec}), json!({"auth-provider": {"name": "gcp", "config": config}})] {
+        let config = kubeconfig(&server);
+        edit(&config, |kubeconfig| kubeconfig["users"][0]["user"] = user.clone());
+        let mut agent = Agent::of(connect_by(&config).await);
+        agent.converged(&server, &user.to_string()).await;
+    }
+}
+
 /// A proxy that knows CONNECT; says where it is, and counts.
 async fn proxy() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -79,9 +110,9 @@ async fn the_proxy_of_a_kubeconfig_is_used() {
     populate(&server);
     let (address, tunnels) = proxy().await;
     let config = kubeconfig(&server);
-    let mut kubeconfig: Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
-    kubeconfig["clusters"][0]["cluster"]["proxy-url"] = json!(format!("http://user:pass@{address}"));
-    std::fs::write(&config, kubeconfig.to_string()).unwrap();
+    edit(&config, |kubeconfig| {
+        kubeconfig["clusters"][0]["cluster"]["proxy-url"] = json!(format!("http://user:pass@{address}"));
+    });
     let mut agent = Agent::of(connect_by(&config).await);
     agent.converged(&server, "through the proxy").await;
     assert!(tunnels.load(SeqCst) > 0);
