@@ -15,6 +15,12 @@ use crate::source::Batch;
 
 /// How often the kernel is asked whether somebody else changed rules; one request of some 30 µs.
 const DRIFT_INTERVAL: Duration = Duration::from_millis(200);
+/// Others commit all day: looking at our tables for it takes one part in so many of the time, comparing everything only
+/// to be sure one part in so many.
+const LOOKS: u32 = 200;
+const COMPARISONS: u32 = 100;
+/// However long a look takes, the next one is not later.
+const LONGEST_LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// How often the host's addresses are looked at besides when the kernel says that they changed, and where it cannot
 /// be asked to say so.
 const ADDRESS_INTERVAL: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(5));
@@ -81,7 +87,12 @@ pub async fn run<D: DataPlane>(
                 if tend(&mut reconciler, &mut untended) {
                     let now = Instant::now();
                     let thorough = now >= schedule.compare_again;
-                    if now < schedule.look_again || !disturbed(&mut reconciler, thorough, &mut blind) {
+                    if now < schedule.look_again {
+                        continue;
+                    }
+                    let disturbed = disturbed(&mut reconciler, thorough, &mut blind);
+                    schedule.looked(now);
+                    if !disturbed {
                         continue;
                     }
                     reconciler.resync();
@@ -166,6 +177,11 @@ impl Schedule {
         !self.waiting
     }
 
+    /// Looking whether somebody else changed rules took from `start` until now.
+    fn looked(&mut self, start: Instant) {
+        self.look_again = Instant::now() + (start.elapsed() * LOOKS).min(LONGEST_LOOK_PAUSE);
+    }
+
     fn synced<E: std::error::Error>(&mut self, result: Result<Report, E>, min_sync_period: Duration) {
         match result {
             Ok(report) => {
@@ -177,10 +193,9 @@ impl Schedule {
                     self.not_before = Instant::now() + min_sync_period;
                 }
                 if report.full {
-                    // Putting right what others change all the time may take a quarter of the time, comparing
-                    // everything only to be sure a twentieth.
+                    // Putting right what others change all the time may take a quarter of the time.
                     self.look_again = Instant::now() + report.elapsed * 3;
-                    self.compare_again = Instant::now() + report.elapsed * 20;
+                    self.compare_again = Instant::now() + report.elapsed * COMPARISONS;
                 }
             }
             Err(error) => {

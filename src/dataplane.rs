@@ -67,6 +67,10 @@ pub trait DataPlane {
     /// Applies a plan, wholly or not at all.
     fn apply(&mut self, plan: &Self::Plan) -> Result<(), Self::Error>;
 
+    /// Sees to it that connections survive it when others remove all rules, as long as this lives; done with the next
+    /// [`tend`](DataPlane::tend).
+    fn hold(&mut self) {}
+
     /// Does what is to be done as time passes, by itself; called several times a second.
     fn tend(&mut self) -> Result<(), Self::Error> {
         Ok(())

@@ -182,6 +182,11 @@ impl<D: DataPlane> Reconciler<D> {
         }
     }
 
+    /// Connections survive it from now on when others remove all rules.
+    pub fn hold(&mut self) {
+        self.plane.hold();
+    }
+
     /// Does what is to be done as time passes. After a failure the next sync is a full one.
     pub fn tend(&mut self) -> Result<(), D::Error> {
         let result = self.plane.tend();
@@ -225,7 +230,11 @@ impl<D: DataPlane> Reconciler<D> {
         let full = self.desired.is_none() || dirty.node || dirty.service_cidrs;
         let mut worked_out: Vec<ObjectName> = dirty.services.into_iter().collect();
         self.release(&mut worked_out);
-        let (steps, changes) = if full { self.sync_all()? } else { self.sync_dirty(&worked_out)? };
+        let partial = if full { None } else { self.sync_dirty(&worked_out)? };
+        let (full, (steps, changes)) = match partial {
+            Some(done) => (false, done),
+            None => (true, self.sync_all()?),
+        };
         self.tell(&changes);
         self.tell_schedulers(&changes);
         self.update_relay(&changes, full);
@@ -264,7 +273,8 @@ impl<D: DataPlane> Reconciler<D> {
         let adopted = self.plane.adopt(&observed);
         let (mut desired, mut changes) =
             Desired::adopting(&self.index, view.node, view.settings, adopted, Instant::now());
-        let steps = self.apply_or_isolate(&mut desired, &mut changes, Some(&observed))?;
+        let steps = self.apply_or_isolate(&mut desired, &mut changes, Some(&observed));
+        let steps = steps.inspect_err(|_| self.reporting.failed("apply"))?;
         if std::mem::replace(&mut self.drift, Drift::None) == Drift::Found {
             self.reporting.metrics.drift_repaired.inc();
             let what =
@@ -290,20 +300,27 @@ impl<D: DataPlane> Reconciler<D> {
         }
     }
 
-    fn sync_dirty(&mut self, dirty: &[ObjectName]) -> Result<(usize, Changes), D::Error> {
-        let Some(mut desired) = self.desired.take() else { return self.sync_all() };
+    /// `None`: everything is to be compared.
+    fn sync_dirty(&mut self, dirty: &[ObjectName]) -> Result<Option<(usize, Changes)>, D::Error> {
+        let Some(mut desired) = self.desired.take() else { return Ok(None) };
         let mut changes = desired.update(&self.index, dirty.iter().cloned(), Instant::now());
         match self.apply_or_isolate(&mut desired, &mut changes, None) {
             Ok(steps) => {
                 self.desired = Some(desired);
                 self.index.settle();
-                Ok((steps, changes))
+                Ok(Some((steps, changes)))
             }
             Err(error) => {
                 if let Some(conntrack) = &mut self.conntrack {
                     conntrack.failed(&changes);
                     conntrack.forget(&desired);
                 }
+                // Others may have been at our rules since the last look.
+                if matches!(self.plane.disturbed(true), Ok(true)) {
+                    self.resync();
+                    return Ok(None);
+                }
+                self.reporting.failed("apply");
                 Err(error)
             }
         }

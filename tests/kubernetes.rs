@@ -17,8 +17,12 @@ mod events;
 mod lab;
 #[path = "kubernetes/log.rs"]
 mod log;
+#[path = "kubernetes/metrics.rs"]
+mod metrics;
 #[path = "kubernetes/process.rs"]
 mod process;
+#[path = "kubernetes/rights.rs"]
+mod rights;
 #[path = "kubernetes/soak.rs"]
 mod soak;
 

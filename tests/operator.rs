@@ -6,6 +6,8 @@
 mod apiserver;
 #[path = "operator/check.rs"]
 mod check;
+#[path = "operator/drift.rs"]
+mod drift;
 #[path = "operator/health.rs"]
 mod health;
 #[path = "operator/ipvs.rs"]

@@ -45,7 +45,7 @@ impl Setup {
     }
 
     /// The address of the last Service.
-    fn last(&self) -> Ipv4Addr {
+    pub fn last(&self) -> Ipv4Addr {
         cluster_ip(self.shape.services - 1)
     }
 }

@@ -1,7 +1,7 @@
 //! End to end: a list/watch server over TLS, the agent as a process of its own, the kernel, and connections through
 //! a node in a network namespace. Needs root and iproute2.
 //!
-//! `cargo bench --bench agent`, or with the names of some sections: `-- sizes variants bursts rollout churn`.
+//! `cargo bench --bench agent`, or with the names of some sections: `-- sizes variants bursts rollout churn others`.
 //! Numbers are numbers of Services in place of the usual ones; `--quick` takes little of each. Times are from the server's write to what is seen outside: the commit as
 //! `nft monitor` sees it, and the first connection. They include the server, whose share of the two cores is as large
 //! as the agent's; so is the client's, who tries to connect all the time. CPU is the agent's alone, with what the
@@ -25,6 +25,7 @@ mod lab;
 mod netns;
 #[path = "../objects.rs"]
 mod objects;
+mod others;
 mod process;
 mod scenarios;
 mod server;
@@ -66,6 +67,9 @@ fn main() -> ExitCode {
             let time = Duration::from_secs(if quick { 3 } else { 60 });
             scenarios::churn(&Setup::new(plain(base(quick)))?, time)?;
         }
+        if wanted("others") {
+            others(quick)?;
+        }
         Ok(())
     };
     match run() {
@@ -98,6 +102,16 @@ fn sizes(given: &[u32], quick: bool) -> Result<()> {
         figures::row(&services.to_string(), plain(*services), quick)?;
     }
     Ok(())
+}
+
+/// Others flush the rules, and commit their own.
+fn others(quick: bool) -> Result<()> {
+    println!("\n| other programs on the node | |\n| --- | --- |");
+    for services in if quick { &[1_000][..] } else { &[1_000, 10_000] } {
+        others::repair(&Setup::new(plain(*services))?, if quick { 3 } else { 15 })?;
+    }
+    let time = Duration::from_secs(if quick { 5 } else { 40 });
+    others::neighbours(&Setup::new(plain(base(quick)))?, &[0, 50], time)
 }
 
 /// The same with more to each Service.

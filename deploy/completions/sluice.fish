@@ -34,6 +34,8 @@ complete -c sluice -n "__fish_sluice_needs_command" -f -a "explain" -d 'Say whic
 complete -c sluice -n "__fish_sluice_needs_command" -f -a "check" -d 'Say what of this host stands in the way of Services, and what to do. Exit status 0: nothing but notes, 1: problems or warnings, 2: trouble. Changes nothing'
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l takeover -d 'Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under the name kube-proxy' -r -f -a "true\t''
 false\t''"
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l hold-connections -d 'Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which nobody else can change, keeps the kernel tracking and translating them. `nft -j list ruleset` of nft 1.0.6 and older cannot print such tables' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r

@@ -149,17 +149,27 @@ async fn hours_of_failures_are_few_lines_of_log() {
 
 #[tokio::test(start_paused = true)]
 async fn somebody_who_flushes_all_day_is_a_few_lines_of_log() {
-    let (plane, _) = timed();
+    let seen: Arc<std::sync::OnceLock<Arc<crate::health::Status>>> = Arc::default();
+    let during = seen.clone();
+    // While the rules are written that somebody removed.
+    let plane = Plane::new(Box::new(move |_: &Plan| {
+        during.get().into_iter().for_each(|status| assert_eq!(status.readyz().status().as_u16(), 503));
+        Ok(())
+    }));
     let tables = plane.tables.clone();
-    let (mut reconciler, _) = reconciler(plane);
+    let (mut reconciler, status) = reconciler(plane);
+    reconciler.listed();
     reconciler.apply([service(1), node(&[[192, 0, 2, 1].into()])]);
     reconciler.sync().unwrap();
+    assert_eq!(status.readyz().status().as_u16(), 200);
+    seen.set(status.clone()).unwrap();
     let (lines, _guard) = Lines::start();
     for _ in 0..4 * 3600 {
         tokio::time::advance(Duration::from_secs(1)).await;
         *tables.lock().unwrap() = crate::dataplane::memory::Memory::default();
         reconciler.resync();
         assert!(reconciler.sync().unwrap().steps > 0);
+        assert_eq!(status.readyz().status().as_u16(), 200);
     }
     let text = lines.text();
     let steady = |line: &&str| line.contains(" synced ");

@@ -47,6 +47,18 @@ pub struct Run {
         help_heading = "Process"
     )]
     pub(super) takeover: Option<bool>,
+    /// Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which
+    /// nobody else can change, keeps the kernel tracking and translating them. `nft -j list ruleset` of nft 1.0.6 and
+    /// older cannot print such tables.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Process"
+    )]
+    hold_connections: Option<bool>,
     #[command(flatten)]
     pub(super) settings: Settings,
 }
@@ -149,6 +161,9 @@ impl Run {
             let mut reconciler = Reconciler::new(config, plane, reporting);
             if self.settings.manifests.is_none() {
                 reconciler.require_node();
+            }
+            if self.hold_connections.unwrap_or_default() {
+                reconciler.hold();
             }
             reconciler.relay(relay.clone());
             servers.spawn(relay.serve());

@@ -352,7 +352,12 @@ impl DataPlane for Ipvs {
         Ok(self.tables.disturbed(thorough)?)
     }
 
+    fn hold(&mut self) {
+        self.tables.hold();
+    }
+
     fn tend(&mut self) -> Result<(), Error> {
+        self.tables.make_hold();
         if self.state.terminating.is_empty() || self.tended.elapsed() < TEND {
             return Ok(());
         }

@@ -26,6 +26,7 @@ pub mod element;
 pub mod encode;
 pub mod expression;
 pub mod fault;
+mod hold;
 pub mod lookup;
 pub mod model;
 pub mod plan;
@@ -43,7 +44,7 @@ const MOST_DUMPED: u32 = 40_000;
 const MOST_COMPARED: u32 = 250_000;
 
 /// How long after somebody else's commit every element is compared.
-const VERIFY: Duration = Duration::from_secs(30);
+const VERIFY: Duration = Duration::from_secs(60);
 
 /// How often tables are read again that changed while they were read.
 const TRIES: usize = 10;
@@ -53,6 +54,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// How often the clients of session affinity are counted, where the kernel counts them.
 const CLIENTS: Duration = Duration::from_secs(15);
+
+/// How often it is tried to have the table that holds connections, while another process has it.
+const HOLD: Duration = Duration::from_secs(60);
 
 /// Why rules could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +117,9 @@ pub struct Nftables {
     counts: bool,
     /// What mode ipvs left, once somebody has looked.
     leftovers: Looked<Leftovers>,
+    /// When to make the table that holds connections, and whether that failed before; `None`: it is there, or nobody
+    /// wants it.
+    to_hold: Option<(Instant, bool)>,
 }
 
 /// Something to be looked for once.
@@ -140,6 +147,7 @@ impl Nftables {
             clients: Vec::new(),
             counts: false,
             leftovers: Looked::NotYet,
+            to_hold: None,
         })
     }
 
@@ -453,7 +461,12 @@ impl DataPlane for Nftables {
         if named.is_empty() { Fault::Elsewhere } else { Fault::Named(named) }
     }
 
+    fn hold(&mut self) {
+        self.to_hold = Some((Instant::now(), false));
+    }
+
     fn tend(&mut self) -> Result<(), Error> {
+        self.make_hold();
         self.remove_leftovers();
         self.count_clients()
     }
@@ -516,6 +529,28 @@ fn makes_table(steps: &[Step]) -> bool {
 }
 
 impl Nftables {
+    /// Makes the table that holds connections, if that is asked for and not done.
+    pub(super) fn make_hold(&mut self) {
+        let Some((_, failed)) = self.to_hold.filter(|(at, _)| Instant::now() >= *at) else { return };
+        match self.socket.commit(&hold::batch()) {
+            Ok(()) => {
+                self.to_hold = None;
+                // Nobody else wrote if that was the only commit.
+                let now = self.socket.generation().ok();
+                if now.is_some() && now == self.generation.map(|g| g.wrapping_add(1)) {
+                    self.generation = now;
+                }
+            }
+            // Another agent has it, which is about to end; or the kernel has no such tables.
+            Err(error) => {
+                if !failed {
+                    warn!(%error, "connections are not held, should somebody flush all rules; trying again");
+                }
+                self.to_hold = Some((Instant::now() + HOLD, true));
+            }
+        }
+    }
+
     /// Removes what mode ipvs left; as far as that goes, in each call.
     fn remove_leftovers(&mut self) {
         let result = match &mut self.leftovers {

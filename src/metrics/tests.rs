@@ -136,7 +136,8 @@ What `/metrics` on port 10249 serves; made by `make bless` from what is served, 
 `process_*` Prometheus'. `/configz` on the same port is the configuration in force.
 
 Not there, since there is nothing that they could count: those of iptables, `go_*`, and what sluice has under its own name:
-`kubernetes_build_info` is `sluice_build_info`. A series with `sluice_api_*` or `rest_client_*` is only there with an API server.
+`kubernetes_build_info` is `sluice_build_info`; nor `kubeproxy_nftables_localhost_nodeport_rejected_packets_total` of 1.37, whose packets
+no rule here has to reject. A series with `sluice_api_*` or `rest_client_*` is only there with an API server.
 `kubeproxy_sync_proxy_rules_no_local_endpoints_total` is a gauge all the same, which `promtool check metrics` remarks; it has no other
 remark.
 

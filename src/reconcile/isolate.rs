@@ -78,10 +78,7 @@ impl<D: DataPlane> Reconciler<D> {
         let result = self.narrow(desired, changes, observed, &mut refused);
         match result {
             Ok(_) => self.note_refused(refused),
-            Err(_) => {
-                self.index.release_all();
-                self.reporting.failed("apply");
-            }
+            Err(_) => self.index.release_all(),
         }
         result
     }

@@ -1,5 +1,6 @@
 //! A list/watch server that behaves as a kube-apiserver does where a proxy can tell, and misbehaves on demand.
 
+mod authorizer;
 mod events;
 mod net;
 mod store;
@@ -28,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+pub use authorizer::Authorizer;
 pub use store::{Kind, Store};
 pub use watch::Disturbance;
 
@@ -78,6 +80,8 @@ pub struct Faults {
     pub events: Option<Refusal>,
     /// The token that is asked for.
     pub token: Option<String>,
+    /// Whoever asks has this role and no other.
+    pub authorizer: Option<Authorizer>,
 }
 
 /// A request as it came.
@@ -319,6 +323,13 @@ fn decode(text: &str) -> String {
 
 async fn answer(request: Request<Incoming>, inner: Arc<Inner>) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
+    let watching =
+        request.uri().query().is_some_and(|query| query.split('&').any(|it| it.starts_with("watch=")));
+    if let Some(authorizer) = &mut inner.faults.lock().expect("no panic before").authorizer
+        && !authorizer.allows(request.method(), &path, watching)
+    {
+        return Ok(whole(403, recorded("forbidden.json")));
+    }
     if let Some((namespace, name)) = events::of_path(&path) {
         return Ok(take_event(request, &inner, namespace, name).await);
     }
@@ -335,7 +346,6 @@ async fn answer(request: Request<Incoming>, inner: Arc<Inner>) -> Result<Respons
         .collect();
     let http2 = request.version() == hyper::Version::HTTP_2;
     inner.asked.lock().expect("no panic before").push(Asked { kind, query: query.clone(), http2 });
-    let watching = query.contains_key("watch");
     let initial = query.get("sendInitialEvents").is_some_and(|value| value == "true");
     {
         let mut faults = inner.faults.lock().expect("no panic before");

@@ -23,7 +23,7 @@ fn counter() -> IntCounterVec {
 }
 
 /// A source that writes events to this server.
-async fn recording(server: &ApiServer, timing: Timing) -> (Agent, Events, IntCounterVec) {
+pub async fn recording(server: &ApiServer, timing: Timing) -> (Agent, Events, IntCounterVec) {
     let connection = Connection::open(Some(&kubeconfig(server)), None, &timing).await.expect("usable");
     let counter = counter();
     let (events, queue) = Events::queue(counter.clone());
@@ -31,7 +31,7 @@ async fn recording(server: &ApiServer, timing: Timing) -> (Agent, Events, IntCou
     (Agent::of(source), events, counter)
 }
 
-fn about(n: u32) -> Event {
+pub fn about(n: u32) -> Event {
     let (name, uid) = (ObjectName::new("demo", format!("svc{n}")), Arc::from(format!("uid-{n}")));
     Event::warning(&name, &uid, reasons::SET_ASIDE, "the kernel refused it")
 }

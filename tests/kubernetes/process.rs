@@ -15,7 +15,7 @@ pub fn start(lab: &mut Lab, server: &ApiServer) {
 }
 
 /// Runs another command of the program; its exit status, and what it said on stdout and stderr.
-fn call(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String, String) {
+pub fn call(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = lab.command(SLUICE);
     command.args(arguments).args(["--hostname-override", NODE]);
     let output = command.env("KUBECONFIG", lab.folder.path().join("kubeconfig")).output();

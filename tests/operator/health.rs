@@ -1,10 +1,8 @@
 //! Health and metrics of the real agent.
 
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Stdio};
 
-use super::lab::{Lab, SLUICE};
+use super::lab::{Lab, SLUICE, promtool_finds_no_fault};
 
 const OBJECTS: &str = r#"
 {kind: Node, apiVersion: v1, metadata: {name: node1},
@@ -18,27 +16,6 @@ const OBJECTS: &str = r#"
  metadata: {name: a1, labels: {kubernetes.io/service-name: a}}, addressType: IPv4,
  ports: [{name: t, port: 80}], endpoints: [{addresses: [10.128.0.5], nodeName: node1}]}
 "#;
-
-/// One name is kube-proxy's own against the rules: a gauge that ends in `_total`.
-fn promtool_finds_no_fault(metrics: &str) {
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("promtool, of Debian's package prometheus");
-    promtool.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("write");
-    let output = promtool.wait_with_output().expect("an end");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    let found: Vec<&str> = said.lines().collect();
-    assert!(
-        found.iter().all(|line| line.starts_with("kubeproxy_sync_proxy_rules_no_local_endpoints_total ")),
-        "{said}"
-    );
-    assert!(matches!(output.status.code(), Some(0 | 3)), "{said}");
-}
 
 #[test]
 fn healthy_with_its_rules_and_again_after_somebody_flushed_them() {

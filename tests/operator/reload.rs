@@ -7,16 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::lab::{Lab, OBJECTS, SLUICE, WEB};
-
-const ECHO: &str = r#"---
-{kind: Service, apiVersion: v1, metadata: {name: echo},
- spec: {clusterIP: 10.96.0.82, ports: [{name: t, port: 80}]}}
----
-{kind: EndpointSlice, apiVersion: discovery.k8s.io/v1,
- metadata: {name: echo1, labels: {kubernetes.io/service-name: echo}}, addressType: IPv4,
- ports: [{name: t, port: 9090}], endpoints: [{addresses: [198.18.0.2], nodeName: node1}]}
-"#;
+use super::lab::{ECHO, Lab, OBJECTS, SLUICE, WEB};
 
 /// A mounted ConfigMap: the file is a link into a folder that is a link, which is replaced by renaming.
 struct ConfigMap {

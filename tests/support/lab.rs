@@ -35,6 +35,16 @@ pub const OBJECTS: &str = r#"
  ports: [{name: t, port: 8080}], endpoints: [{addresses: [198.18.0.2], nodeName: node1}]}
 "#;
 
+/// One more, for a server that a test has at 198.18.0.2:9090.
+pub const ECHO: &str = r#"---
+{kind: Service, apiVersion: v1, metadata: {name: echo},
+ spec: {clusterIP: 10.96.0.82, ports: [{name: t, port: 80}]}}
+---
+{kind: EndpointSlice, apiVersion: discovery.k8s.io/v1,
+ metadata: {name: echo1, labels: {kubernetes.io/service-name: echo}}, addressType: IPv4,
+ ports: [{name: t, port: 9090}], endpoints: [{addresses: [198.18.0.2], nodeName: node1}]}
+"#;
+
 /// The program.
 pub const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
 /// Where the Services are.
@@ -231,9 +241,12 @@ impl Lab {
     }
 
     pub fn until(&self, what: &str, done: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        // An emulated machine is slower.
+        let slowness =
+            std::env::var("SLUICE_TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+        let deadline = Instant::now() + Duration::from_secs(60) * slowness;
         while !done() {
-            assert!(Instant::now() < deadline, "not within 60 s: {what}\n{}", self.logged());
+            assert!(Instant::now() < deadline, "not in time: {what}\n{}", self.logged());
             sleep(Duration::from_millis(5));
         }
     }
@@ -263,4 +276,25 @@ pub fn text(bytes: &[u8]) -> String {
 /// A file of the project's testdata.
 pub fn testdata(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(path)
+}
+
+/// `promtool check metrics`. One name is kube-proxy's own against the rules: a gauge that ends in `_total`.
+pub fn promtool_finds_no_fault(metrics: &str) {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool, of Debian's package prometheus");
+    promtool.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("write");
+    let output = promtool.wait_with_output().expect("an end");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let found: Vec<&str> = said.lines().collect();
+    assert!(
+        found.iter().all(|line| line.starts_with("kubeproxy_sync_proxy_rules_no_local_endpoints_total ")),
+        "{said}"
+    );
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{said}");
 }

@@ -318,6 +318,11 @@ pub fn set_keyword(set: Set) -> &'static str {
     if parts(set).1 == Holds::Nothing { "set" } else { "map" }
 }
 
+/// A rule for which the kernel tracks connections, whether or not a packet ever comes to it.
+pub fn about_connections() -> Rule {
+    rule(Family::Ipv4).translated()
+}
+
 /// The rules of a chain.
 pub fn rules(family: Family, chain: Chain, structure: &Structure) -> Vec<Rule> {
     let new = || rule(family);

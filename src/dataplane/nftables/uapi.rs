@@ -23,6 +23,7 @@ pub const NFT_MSG_DELSETELEM: u8 = 14;
 pub const NFPROTO_INET: u8 = 1;
 pub const NFPROTO_ARP: u8 = 3;
 pub const NF_INET_PRE_ROUTING: u32 = 0;
+pub const NF_INET_LOCAL_IN: u32 = 1;
 pub const NF_INET_LOCAL_OUT: u32 = 3;
 pub const NF_INET_POST_ROUTING: u32 = 4;
 pub const NF_DROP: u32 = 0;
@@ -45,6 +46,8 @@ pub const NFTA_LIST_ELEM: u16 = 1;
 pub const NFTA_TABLE_NAME: u16 = 1;
 pub const NFTA_TABLE_FLAGS: u16 = 2;
 pub const NFTA_TABLE_USERDATA: u16 = 6;
+
+pub const NFT_TABLE_F_OWNER: u32 = 2;
 
 pub const NFTA_CHAIN_TABLE: u16 = 1;
 pub const NFTA_CHAIN_NAME: u16 = 3;
