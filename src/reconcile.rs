@@ -19,6 +19,9 @@ use crate::relay::{Backend, Relay};
 use crate::reporting::Reporting;
 use isolate::Aside;
 
+/// How often everything is read and written in one sync, where others change rules in between.
+const TRIES: usize = 4;
+
 /// Holds the desired state of one node and brings a data plane to it.
 pub struct Reconciler<D> {
     config: Config,
@@ -233,7 +236,7 @@ impl<D: DataPlane> Reconciler<D> {
         let partial = if full { None } else { self.sync_dirty(&worked_out)? };
         let (full, (steps, changes)) = match partial {
             Some(done) => (false, done),
-            None => (true, self.sync_all()?),
+            None => (true, self.sync_all_undisturbed()?),
         };
         self.tell(&changes);
         self.tell_schedulers(&changes);
@@ -256,7 +259,24 @@ impl<D: DataPlane> Reconciler<D> {
         Ok(report)
     }
 
-    fn sync_all(&mut self) -> Result<(usize, Changes), D::Error> {
+    /// Others who change rules between reading and writing make the writing fail: then all is read again.
+    fn sync_all_undisturbed(&mut self) -> Result<(usize, Changes), D::Error> {
+        for _ in 1..TRIES {
+            match self.sync_all() {
+                Err(("apply", _)) if matches!(self.plane.disturbed(true), Ok(true)) => self.resync(),
+                result => return result.map_err(|(stage, error)| self.failed(stage, error)),
+            }
+        }
+        self.sync_all().map_err(|(stage, error)| self.failed(stage, error))
+    }
+
+    fn failed(&self, stage: &'static str, error: D::Error) -> D::Error {
+        self.reporting.failed(stage);
+        error
+    }
+
+    /// An error comes with the stage.
+    fn sync_all(&mut self) -> Result<(usize, Changes), (&'static str, D::Error)> {
         // Set again only when all went well.
         self.forget();
         let view = self.config.view(&self.index, &self.host_addresses);
@@ -266,15 +286,15 @@ impl<D: DataPlane> Reconciler<D> {
             }
             self.notices = view.notices;
         }
-        let observed = self.plane.observe(&view.settings).inspect_err(|error| {
-            self.reporting.errors(&self.plane.errnos(error));
-            self.reporting.failed("observe");
+        let observed = self.plane.observe(&view.settings).map_err(|error| {
+            self.reporting.errors(&self.plane.errnos(&error));
+            ("observe", error)
         })?;
         let adopted = self.plane.adopt(&observed);
         let (mut desired, mut changes) =
             Desired::adopting(&self.index, view.node, view.settings, adopted, Instant::now());
         let steps = self.apply_or_isolate(&mut desired, &mut changes, Some(&observed));
-        let steps = steps.inspect_err(|_| self.reporting.failed("apply"))?;
+        let steps = steps.map_err(|error| ("apply", error))?;
         if std::mem::replace(&mut self.drift, Drift::None) == Drift::Found {
             self.reporting.metrics.drift_repaired.inc();
             let what =
@@ -320,8 +340,7 @@ impl<D: DataPlane> Reconciler<D> {
                     self.resync();
                     return Ok(None);
                 }
-                self.reporting.failed("apply");
-                Err(error)
+                Err(self.failed("apply", error))
             }
         }
     }

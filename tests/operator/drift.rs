@@ -152,11 +152,14 @@ fn rules_flushed_in_the_middle_of_changes_come_back() {
         scope.spawn(|| {
             while !done.load(Relaxed) {
                 lab.sh("nft flush ruleset; nft add table inet admin");
-                std::thread::sleep(std::time::Duration::from_millis(30));
+                std::thread::sleep(std::time::Duration::from_millis(20));
             }
         });
         for content in contents.iter().cycle().take(20) {
-            fs::write(lab.manifests(), content).expect("write");
+            // At once: half a file would be another change.
+            let new = lab.folder.path().join("new");
+            fs::write(&new, content).expect("write");
+            fs::rename(&new, lab.manifests()).expect("rename");
             std::thread::sleep(std::time::Duration::from_millis(150));
         }
         done.store(true, Relaxed);
