@@ -2,7 +2,7 @@
 //!
 //! Its nftables mode has the tables `ip kube-proxy` and `ip6 kube-proxy`; its modes iptables and ipvs have chains
 //! `KUBE-*` in tables that others use, too, and are told by name ([`chains`]); mode ipvs has the device `kube-ipvs0`
-//! besides. A table that is left goes on refusing what it does not know, before other programs get to see a packet.
+//! and ipsets besides. A table that is left goes on refusing what it does not know, before other programs get to see a packet.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::fmt;
 use nix::errno::Errno;
 
 use super::ruleset::{self, NFTA_RULE_HANDLE, Ruleset};
-use super::xtables;
+use super::{ipset, xtables};
 use crate::cluster::Family;
 use crate::dataplane::ipvs;
 use crate::dataplane::nftables::uapi::*;
@@ -23,6 +23,26 @@ pub mod running;
 pub const TABLE: &str = "kube-proxy";
 /// The tables in which modes iptables and ipvs have chains.
 const IPTABLES: [&str; 3] = ["nat", "filter", "mangle"];
+/// The ipsets of mode ipvs (`pkg/proxy/ipvs/ipset.go`), less `KUBE-` or, for IPv6, `KUBE-6-`.
+const SETS: [&str; 17] = [
+    "CLUSTER-IP",
+    "EXTERNAL-IP",
+    "EXTERNAL-IP-LOCAL",
+    "HEALTH-CHECK-NODE-PORT",
+    "IPVS-IPS",
+    "LOAD-BALANCER",
+    "LOAD-BALANCER-FW",
+    "LOAD-BALANCER-LOCAL",
+    "LOAD-BALANCER-SOURCE-CIDR",
+    "LOAD-BALANCER-SOURCE-IP",
+    "LOOP-BACK",
+    "NODE-PORT-LOCAL-SCTP-HASH",
+    "NODE-PORT-LOCAL-TCP",
+    "NODE-PORT-LOCAL-UDP",
+    "NODE-PORT-SCTP-HASH",
+    "NODE-PORT-TCP",
+    "NODE-PORT-UDP",
+];
 /// How often a batch is made anew for rules that changed meanwhile.
 const TRIES: usize = 20;
 
@@ -46,12 +66,15 @@ pub enum Leftover {
     },
     /// Virtual services, or the device of their addresses, in words.
     Ipvs(String),
+    /// So many of its ipsets.
+    Sets(usize),
 }
 
 impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Leftover::Ipvs(what) => f.write_str(what),
+            Leftover::Sets(count) => write!(f, "{count} ipsets"),
             Leftover::Table(family) => write!(f, "table {} {TABLE}", word(*family)),
             Leftover::Chains { family, table, legacy, chains, rules } => {
                 let variant = if *legacy { "legacy" } else { "nft" };
@@ -79,6 +102,17 @@ pub enum Error {
     /// Those of iptables-legacy.
     #[error(transparent)]
     Xtables(#[from] xtables::Error),
+    /// Its ipsets.
+    #[error("kube-proxy's ipsets: {}", netlink_text(.0))]
+    Sets(netlink::Error),
+    /// An ipset that something still uses.
+    #[error("kube-proxy's ipset {name}: {}", .errno.desc())]
+    Set {
+        /// Its name.
+        name: String,
+        /// What the kernel answered.
+        errno: Errno,
+    },
     /// Those in IPVS.
     #[error("kube-proxy's virtual services: {0}")]
     Ipvs(#[from] ipvs::Error),
@@ -138,7 +172,38 @@ pub fn find(in_ipvs: bool) -> Leftovers {
             Err(error) => left.errors.push(error.into()),
         }
     }
+    match sets() {
+        Ok((_, sets)) => left.found.extend((!sets.is_empty()).then_some(Leftover::Sets(sets.len()))),
+        Err(error) => left.errors.push(Error::Sets(error)),
+    }
     left
+}
+
+/// The ipsets of mode ipvs that there are, and the socket that they were found by.
+fn sets() -> Result<(Socket, Vec<String>), netlink::Error> {
+    let mut socket = Socket::open()?;
+    let mut names = ipset::names(&mut socket)?;
+    names.retain(|name| is_set_name(name));
+    Ok((socket, names))
+}
+
+/// kube-router has sets `KUBE-SRC-*` and `KUBE-DST-*`: a prefix would not do.
+fn is_set_name(name: &str) -> bool {
+    // Names have 31 bytes at most, which cuts some of IPv6 off.
+    const LONGEST: usize = 31;
+    let Some(rest) = name.strip_prefix("KUBE-") else { return false };
+    let (prefix, rest) = rest.strip_prefix("6-").map_or(("KUBE-", rest), |rest| ("KUBE-6-", rest));
+    SETS.iter().any(|set| rest == &set[..set.len().min(LONGEST - prefix.len())])
+}
+
+/// After the rules that look into them.
+fn remove_sets(left: &mut Leftovers) -> Result<(), netlink::Error> {
+    let (mut socket, names) = sets()?;
+    let stay = ipset::destroy(&mut socket, names.iter().map(String::as_str))?;
+    let gone = names.len() - stay.len();
+    left.found.extend((gone > 0).then_some(Leftover::Sets(gone)));
+    left.errors.extend(stay.into_iter().map(|(name, errno)| Error::Set { name: name.to_owned(), errno }));
+    Ok(())
 }
 
 /// Removes what kube-proxy left (see [`find`]), and nothing else; says what there was.
@@ -158,6 +223,9 @@ pub fn remove(in_ipvs: bool) -> Leftovers {
                 Err(error) => left.errors.push(error.into()),
             }
         }
+    }
+    if let Err(error) = remove_sets(&mut left) {
+        left.errors.push(Error::Sets(error));
     }
     left
 }
@@ -237,7 +305,7 @@ fn removal(rules: &Ruleset, found: &[(Leftover, BTreeSet<String>)]) -> Batch {
                 continue;
             }
             Leftover::Chains { family, table, .. } => (family.number(), table),
-            Leftover::Ipvs(_) => continue,
+            Leftover::Ipvs(_) | Leftover::Sets(_) => continue,
         };
         let Some(table) = rules.tables.iter().find(|t| t.family == family && t.name == *name) else {
             continue;
@@ -264,4 +332,34 @@ fn removal(rules: &Ruleset, found: &[(Leftover, BTreeSet<String>)]) -> Batch {
     }
     batch.end();
     batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_set_name;
+
+    #[test]
+    fn its_sets_are_told_by_name() {
+        for name in [
+            "KUBE-CLUSTER-IP",
+            "KUBE-6-CLUSTER-IP",
+            "KUBE-NODE-PORT-LOCAL-SCTP-HASH",
+            // As the kernel has them.
+            "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS",
+            "KUBE-6-LOAD-BALANCER-SOURCE-CID",
+        ] {
+            assert!(name.len() <= 31 && is_set_name(name), "{name}");
+        }
+        for name in [
+            "KUBE-SRC-ABCDEF",
+            "KUBE-6-",
+            "KUBE-",
+            "KUBE-CLUSTER-IP-2",
+            "kube-cluster-ip",
+            "CLUSTER-IP",
+            "mine",
+        ] {
+            assert!(!is_set_name(name), "{name}");
+        }
+    }
 }

@@ -9,6 +9,10 @@ use super::attribute::{Attributes, Malformed, Writer, align};
 pub const NFNL_SUBSYS_NFTABLES: u8 = 10;
 /// `NFNL_SUBSYS_CTNETLINK`.
 pub const NFNL_SUBSYS_CTNETLINK: u8 = 1;
+/// `NFNL_SUBSYS_IPSET`.
+pub const NFNL_SUBSYS_IPSET: u8 = 6;
+/// `NFPROTO_IPV4`, which ipset has in all messages, whatever the family of a set.
+const NFPROTO_IPV4: u8 = 2;
 /// `NFNL_MSG_BATCH_BEGIN`.
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 /// `NFNL_MSG_BATCH_END`.
@@ -68,6 +72,10 @@ fn conntrack(kind: u8) -> u16 {
     u16::from_be_bytes([NFNL_SUBSYS_CTNETLINK, kind])
 }
 
+fn ipset(kind: u8) -> u16 {
+    u16::from_be_bytes([NFNL_SUBSYS_IPSET, kind])
+}
+
 /// A request for one answer or for a dump. Attributes are written through the [`Writer`] that it derefs to.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -88,6 +96,11 @@ impl Request {
     /// A request for all connections of a family: message type `IPCTNL_MSG_CT_*`.
     pub fn dump_conntrack(kind: u8, family: u8) -> Request {
         Request::new(conntrack(kind), family, NLM_F_DUMP)
+    }
+
+    /// A request for all sets of ipset: message type `IPSET_CMD_*`.
+    pub fn dump_ipset(kind: u8) -> Request {
+        Request::new(ipset(kind), NFPROTO_IPV4, NLM_F_DUMP)
     }
 
     /// A request to a family of generic netlink, by its number, for one object.
@@ -161,6 +174,11 @@ impl Requests {
     /// Begins a message to conntrack (`IPCTNL_MSG_CT_*`, `NLM_F_*`, `NFPROTO_*`).
     pub fn message(&mut self, kind: u8, flags: u16, family: u8) {
         self.begin(conntrack(kind), flags, &nfgenmsg(family, 0));
+    }
+
+    /// Begins a message to ipset (`IPSET_CMD_*`).
+    pub fn ipset(&mut self, kind: u8) {
+        self.begin(ipset(kind), 0, &nfgenmsg(NFPROTO_IPV4, 0));
     }
 
     /// Begins a message to a family of generic netlink, by its number.

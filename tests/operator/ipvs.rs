@@ -12,6 +12,12 @@ fn leave(lab: &Lab) {
         "ipvsadm -A -t 10.96.0.80:80 -s rr && ipvsadm -a -t 10.96.0.80:80 -r 198.18.0.2:8080 -m",
         "ipvsadm -A -t 10.96.0.81:80 -s rr",
         "ipvsadm -A -t 198.18.0.1:30080 -s rr && ipvsadm -a -t 198.18.0.1:30080 -r 198.18.0.2:8080 -m",
+        "ipset create KUBE-CLUSTER-IP hash:ip,port && ipset add KUBE-CLUSTER-IP 10.96.0.80,tcp:80",
+        "ipset create KUBE-6-LOOP-BACK hash:ip,port,ip family inet6",
+        "ipset create KUBE-SRC-ABCDEFGHIJKL2345 hash:ip",
+        "ipset create mine hash:ip",
+        "for i in iptables-nft iptables-legacy; do $i -t nat -N KUBE-SERVICES && \
+         $i -t nat -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT; done",
         "ipvsadm -A -t 198.18.0.90:6443 -s wlc && ipvsadm -a -t 198.18.0.90:6443 -r 198.18.0.7:6443 -m -w 3",
     ] {
         lab.sh(line);
@@ -26,6 +32,7 @@ fn assert_only_others_are_left(lab: &Lab) {
     );
     assert_eq!(left.matches("-A ").count(), 1, "{left}");
     assert!(!lab.sh("ip link").contains("kube-ipvs0"));
+    assert_eq!(lab.sh("ipset list -n | sort"), "KUBE-SRC-ABCDEFGHIJKL2345\nmine\n");
 }
 
 #[test]
@@ -39,6 +46,7 @@ fn kube_proxys_virtual_services_go_and_others_stay() {
     assert_eq!(check.status.code(), Some(1), "{said}");
     assert!(said.contains("problem: leftovers: kube-proxy's 3 virtual services of IPVS"), "{said}");
     assert!(said.contains("problem: leftovers: kube-proxy's the device kube-ipvs0"), "{said}");
+    assert!(said.contains("problem: leftovers: kube-proxy's 2 ipsets"), "{said}");
     let output = lab.sluice(&["cleanup", "--kube-proxy"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_only_others_are_left(&lab);

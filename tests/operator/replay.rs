@@ -1,4 +1,4 @@
-//! The command lines and configurations of kubeadm, kind and k3s as they are, with the program under kube-proxy's name
+//! The command lines and configurations of kubeadm, kind, k3s and RKE2 as they are, with the program under kube-proxy's name
 //! at kube-proxy's path: only the image is another. Where files are in a Pod, they are here, too.
 
 use std::fs;
@@ -14,10 +14,10 @@ files=$1; shift
 mount -t tmpfs tmpfs /mnt; cp -r "$files" /mnt/files; cp -L "$SLUICE" /mnt/kube-proxy
 mount -t tmpfs tmpfs /var/lib; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /usr/local/bin
 ln -s /mnt/kube-proxy /usr/local/bin/kube-proxy
-mkdir -p /var/lib/rancher/k3s/agent /run/secrets/kubernetes.io
+mkdir -p /var/lib/rancher/k3s/agent /var/lib/rancher/rke2/agent /run/secrets/kubernetes.io
 ln -s /mnt/files/var-lib-kube-proxy /var/lib/kube-proxy
 ln -s /mnt/files/serviceaccount /run/secrets/kubernetes.io/serviceaccount
-cp /mnt/files/kubeproxy.kubeconfig /var/lib/rancher/k3s/agent/
+for k in k3s rke2; do cp /mnt/files/kubeproxy.kubeconfig /var/lib/rancher/$k/agent/; done
 exec "$@""#;
 
 /// A lab with an API server that has the lab's objects, and the files of a Pod.
@@ -98,4 +98,9 @@ fn kind() {
 #[test]
 fn k3s() {
     Replay::new(None).run("k3s");
+}
+
+#[test]
+fn rke2() {
+    Replay::new(None).run("rke2");
 }
