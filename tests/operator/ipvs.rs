@@ -13,11 +13,11 @@ fn leave(lab: &Lab) {
         "ipvsadm -A -t 10.96.0.81:80 -s rr",
         "ipvsadm -A -t 198.18.0.1:30080 -s rr && ipvsadm -a -t 198.18.0.1:30080 -r 198.18.0.2:8080 -m",
         "ipset create KUBE-CLUSTER-IP hash:ip,port && ipset add KUBE-CLUSTER-IP 10.96.0.80,tcp:80",
-        "ipset create KUBE-6-LOOP-BACK hash:ip,port,ip family inet6",
+        "ipset create KUBE-6-CLUSTER-IP hash:ip,port family inet6",
         "ipset create KUBE-SRC-ABCDEFGHIJKL2345 hash:ip",
         "ipset create mine hash:ip",
-        "for i in iptables-nft iptables-legacy; do $i -t nat -N KUBE-SERVICES && \
-         $i -t nat -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT; done",
+        "iptables-legacy -t nat -N KUBE-SERVICES && \
+         iptables-legacy -t nat -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT",
         "ipvsadm -A -t 198.18.0.90:6443 -s wlc && ipvsadm -a -t 198.18.0.90:6443 -r 198.18.0.7:6443 -m -w 3",
     ] {
         lab.sh(line);
