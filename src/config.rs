@@ -126,6 +126,8 @@ pub struct Ipvs {
     pub tcp_fin_timeout: Option<Duration>,
     /// The same of UDP.
     pub udp_timeout: Option<Duration>,
+    /// Tell what each Service port's virtual services carry.
+    pub service_metrics: bool,
 }
 
 /// How the API server is reached.

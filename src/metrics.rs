@@ -4,6 +4,7 @@
 //! Both families are programmed in one transaction; where kube-proxy has the label `ip_family`, both families
 //! get the same observation. Recording costs a few atomic operations, whether anybody scrapes or not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prometheus::core::Collector;
@@ -14,9 +15,12 @@ use prometheus::{
 };
 
 use crate::cluster::Family;
+use crate::dataplane::ipvs::model::Statistics;
+use crate::dataplane::ipvs::traffic::Port;
 use crate::source::kubernetes::ApiStatus;
 
 mod api;
+mod ipvs;
 
 /// The label of the family.
 const FAMILY: &str = "ip_family";
@@ -137,6 +141,18 @@ const EVENTS: Named = (
     "Events for the API server: written, failed, or dropped since there were too many at once",
 );
 const OBJECTS: Named = ("sluice_objects", "Objects that are known, by kind");
+const IPVS_CONNECTIONS: Named = (
+    "sluice_ipvs_connections_total",
+    "Connections through IPVS by Service port, with ipvs.serviceMetrics; not those that the tables translate",
+);
+const IPVS_PACKETS: Named = (
+    "sluice_ipvs_packets_total",
+    "Packets through IPVS by Service port and direction (in: from clients), with ipvs.serviceMetrics",
+);
+const IPVS_BYTES: Named = (
+    "sluice_ipvs_bytes_total",
+    "Bytes through IPVS by Service port and direction (in: from clients), with ipvs.serviceMetrics",
+);
 const API_LAST_CONTACT: Named = (
     "sluice_api_last_contact_timestamp_seconds",
     "When the API server last sent anything, in seconds since the epoch; 0: never",
@@ -318,6 +334,14 @@ impl Metrics {
     pub fn watch_api(&self, status: Arc<ApiStatus>) -> Result<(), Error> {
         status.request_metrics().try_for_each(|metric| self.registry.register(metric))?;
         self.registry.register(Box::new(api::Api::new(status)?))
+    }
+
+    /// From now on, what IPVS carries for each Service port, as it is when somebody asks.
+    pub fn watch_ipvs<F>(&self, totals: F) -> Result<(), Error>
+    where
+        F: Fn() -> BTreeMap<Port, Statistics> + Send + Sync + 'static,
+    {
+        self.registry.register(Box::new(ipvs::Ipvs::new(totals)?))
     }
 
     /// Everything in the text format (version 0.0.4).

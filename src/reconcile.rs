@@ -241,6 +241,9 @@ impl<D: DataPlane> Reconciler<D> {
         self.tell(&changes);
         self.tell_schedulers(&changes);
         self.update_relay(&changes, full);
+        if let (Some(traffic), Some(desired)) = (&self.reporting.traffic, &self.desired) {
+            traffic.follow(desired, &changes, full);
+        }
         let elapsed = start.elapsed();
         if let Some(conntrack) = &mut self.conntrack {
             conntrack.applied(&changes);

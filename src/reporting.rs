@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 
 use crate::cluster::{Change, Family, Index, ObjectName};
 use crate::dataplane::Measures;
+use crate::dataplane::ipvs::traffic::Traffic;
 use crate::events::Events;
 use crate::forwarding::{Local, NodeView, local};
 use crate::health::Status;
@@ -29,6 +30,8 @@ pub struct Reporting {
     pub service_checks: Arc<ServiceChecks>,
     /// Where events are given.
     pub events: Events,
+    /// What IPVS carries, where that is asked for.
+    pub traffic: Option<Arc<Traffic>>,
     /// Services that want local endpoints; those for which nothing is to be told are not here.
     locals: FxHashMap<ObjectName, Local>,
     totals: Totals,
@@ -66,6 +69,7 @@ impl Reporting {
             metrics,
             service_checks: Arc::default(),
             events: Events::default(),
+            traffic: None,
             locals: FxHashMap::default(),
             totals: Totals::default(),
             triggers: Vec::new(),

@@ -27,7 +27,8 @@ const RTF_ADDRCONF: u32 = 0x0004_0000;
 pub const MAX: &str = "net.netfilter.nf_conntrack_max";
 /// Rows of the hash table; the kernel resizes it at once.
 const BUCKETS: &str = "net.netfilter.nf_conntrack_buckets";
-const IPVS_CONNTRACK: &str = "net.ipv4.vs.conntrack";
+/// Whether connection tracking knows what IPVS translates.
+pub const IPVS_CONNTRACK: &str = "net.ipv4.vs.conntrack";
 /// Whether the host forwards packets.
 pub const IPV4_FORWARD: &str = "net.ipv4.ip_forward";
 /// The same for IPv6.

@@ -96,6 +96,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-exclude-cidrs
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-service-metrics -d 'sluice\'s own: metrics sluice_ipvs_* by Service port (connections, packets, bytes), read from IPVS when they are asked for' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-udp-timeout -d 'The same of UDP; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l network-name -d 'For Windows only' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l source-vip -d 'For Windows only' -r
@@ -168,6 +169,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-exclude-cidr
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-service-metrics -d 'sluice\'s own: metrics sluice_ipvs_* by Service port (connections, packets, bytes), read from IPVS when they are asked for' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-udp-timeout -d 'The same of UDP; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l network-name -d 'For Windows only' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l source-vip -d 'For Windows only' -r
@@ -236,6 +238,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-exclude-cidr
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-service-metrics -d 'sluice\'s own: metrics sluice_ipvs_* by Service port (connections, packets, bytes), read from IPVS when they are asked for' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-udp-timeout -d 'The same of UDP; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l network-name -d 'For Windows only' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l source-vip -d 'For Windows only' -r
@@ -307,6 +310,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-exclude-c
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-service-metrics -d 'sluice\'s own: metrics sluice_ipvs_* by Service port (connections, packets, bytes), read from IPVS when they are asked for' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-udp-timeout -d 'The same of UDP; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l network-name -d 'For Windows only' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l source-vip -d 'For Windows only' -r
@@ -377,6 +381,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-exclude-cid
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-service-metrics -d 'sluice\'s own: metrics sluice_ipvs_* by Service port (connections, packets, bytes), read from IPVS when they are asked for' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-udp-timeout -d 'The same of UDP; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l network-name -d 'For Windows only' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l source-vip -d 'For Windows only' -r

@@ -8,7 +8,7 @@ use nix::ifaddrs::getifaddrs;
 use super::{Host, Severity};
 use crate::cluster::Family;
 use crate::config::DetectLocal;
-use crate::sysctl::{self, IPV4_FORWARD, IPV6_FORWARD, MAX, Setting};
+use crate::sysctl::{self, IPV4_FORWARD, IPV6_FORWARD, IPVS_CONNTRACK, MAX, Setting};
 
 const COUNT: &str = "net.netfilter.nf_conntrack_count";
 
@@ -22,7 +22,11 @@ pub fn sysctls(host: &mut Host<'_>) {
         wanted.push(Setting { name: IPV6_FORWARD, value: 1, at_least: true });
     }
     for (Setting { name, value, .. }, now) in sysctl::differing(&wanted) {
-        let forwarding = matches!(name, IPV4_FORWARD | IPV6_FORWARD);
+        let broken = match name {
+            IPV4_FORWARD | IPV6_FORWARD => Some("packets for pods are not forwarded"),
+            IPVS_CONNTRACK => Some("nothing is masqueraded in mode ipvs, and answers go astray"),
+            _ => None,
+        };
         let is = match now {
             Ok(now) => format!("{name} is {now}, not {value}"),
             Err(error) => format!("{name} cannot be read: {error}"),
@@ -30,16 +34,9 @@ pub fn sysctls(host: &mut Host<'_>) {
         let remedy = format!(
             "sysctl -w {name}={value} on the host, or `sluice run --init-only` in a privileged init container"
         );
-        match forwarding {
-            true => {
-                host.find(
-                    "settings",
-                    Severity::Problem,
-                    format!("{is}: packets for pods are not forwarded"),
-                    remedy,
-                );
-            }
-            false => host.find("settings", Severity::Note, is, remedy),
+        match broken {
+            Some(what) => host.find("settings", Severity::Problem, format!("{is}: {what}"), remedy),
+            None => host.find("settings", Severity::Note, is, remedy),
         }
     }
     if let (Ok(count), Ok(max)) = (sysctl::read(COUNT), sysctl::read(MAX))

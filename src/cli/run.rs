@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::conntrack::Cleaner;
 use crate::dataplane::DataPlane;
 use crate::dataplane::ipvs::Ipvs;
+use crate::dataplane::ipvs::traffic::Traffic;
 use crate::dataplane::nftables::Nftables;
 use crate::events::{Event, Events, Type, reasons};
 use crate::host::kube_proxy::running;
@@ -88,10 +89,11 @@ impl Run {
         raise_file_limit();
         let manifests = self.settings.manifests.as_ref().map(Manifests::open).transpose()?;
         match &config.ipvs {
-            None => self.reconcile(config, Nftables::open()?, file, manifests),
+            None => self.reconcile(config, Nftables::open()?, None, file, manifests),
             Some(ipvs) => {
                 let plane = Ipvs::open(ipvs.clone(), config.sync_period)?;
-                self.reconcile(config, plane, file, manifests)
+                let traffic = ipvs.service_metrics.then(Traffic::open).transpose()?;
+                self.reconcile(config, plane, traffic, file, manifests)
             }
         }
     }
@@ -112,12 +114,17 @@ impl Run {
         &self,
         config: Config,
         plane: D,
+        traffic: Option<Traffic>,
         file: Option<File>,
         manifests: Option<Manifests>,
     ) -> anyhow::Result<()> {
         let metrics = Arc::new(Metrics::new()?);
         let manifests = manifests.map(|m| m.counting(metrics.invalid_objects.clone()));
         let mut reporting = Reporting::new(metrics);
+        if let Some(traffic) = traffic.map(Arc::new) {
+            reporting.traffic = Some(traffic.clone());
+            reporting.metrics.watch_ipvs(move || traffic.totals())?;
+        }
         let mut queue = None;
         if manifests.is_none() {
             let (events, receiver) = Events::queue(reporting.metrics.events.clone());

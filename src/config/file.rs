@@ -116,6 +116,7 @@ section!(
         tcp_timeout: GoDuration,
         tcp_fin_timeout: GoDuration,
         udp_timeout: GoDuration,
+        service_metrics: bool,
     }
 );
 

@@ -309,6 +309,7 @@ fn ipvs(c: &KubeProxyConfiguration, problems: &mut Problems<'_>) -> Option<Ipvs>
         tcp_timeout: timeout("ipvs.tcpTimeout", c.tcp_timeout, problems),
         tcp_fin_timeout: timeout("ipvs.tcpFinTimeout", c.tcp_fin_timeout, problems),
         udp_timeout: timeout("ipvs.udpTimeout", c.udp_timeout, problems),
+        service_metrics: c.service_metrics,
     })
 }
 

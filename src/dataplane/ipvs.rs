@@ -40,6 +40,7 @@ pub mod model;
 pub mod plan;
 pub mod state;
 mod text;
+pub mod traffic;
 mod uapi;
 
 /// How often destinations without new connections are looked at.

@@ -393,6 +393,14 @@ impl Desired {
         self.frontends.get(key).map(|c| (&c.winner.frontend, &c.winner.service))
     }
 
+    /// The Service that has a key, and the name of its port there.
+    pub fn port_of(&self, key: &Key) -> Option<(ObjectName, Arc<str>)> {
+        let winner = &self.frontends.get(key)?.winner;
+        let mut ports = super::service::ports_at(&winner.service, &self.node, key);
+        let (port, _) = ports.find(|(_, kind)| *kind == winner.kind)?;
+        Some((winner.service.name.clone(), port.name.clone()))
+    }
+
     /// Every claim to a key, the one that wins first.
     pub fn claims(&self, key: &Key) -> impl Iterator<Item = (FrontendKind, &Arc<Service>)> {
         let claims = self.frontends.get(key).into_iter();

@@ -102,6 +102,8 @@ fn the_page_of_metrics_is_what_is_served() {
     let took = std::time::Duration::from_millis(1);
     status.requested(&http::Method::GET, "https://192.0.2.1:6443", Some(200), took);
     metrics.watch_api(status).expect("new names");
+    let port = (crate::cluster::ObjectName::new("ns", "web"), "http".into());
+    metrics.watch_ipvs(move || BTreeMap::from([(port.clone(), Statistics::default())])).expect("new names");
     metrics.netlink_errors.with_label_values(&["EEXIST"]).inc();
     metrics.set_elements.with_label_values(&["IPv4", "services"]).set(1);
     metrics.set_limit.with_label_values(&["IPv4", "sticky-0"]).set(1);
@@ -137,7 +139,8 @@ What `/metrics` on port 10249 serves; made by `make bless` from what is served, 
 
 Not there, since there is nothing that they could count: those of iptables, `go_*`, and what sluice has under its own name:
 `kubernetes_build_info` is `sluice_build_info`; nor `kubeproxy_nftables_localhost_nodeport_rejected_packets_total` of 1.37, whose packets
-no rule here has to reject. A series with `sluice_api_*` or `rest_client_*` is only there with an API server.
+no rule here has to reject. A series with `sluice_api_*` or `rest_client_*` is only there with an API server,
+one with `sluice_ipvs_*` only with `ipvs.serviceMetrics`: five of them a Service port, counted since sluice began, up to seven seconds old.
 `kubeproxy_sync_proxy_rules_no_local_endpoints_total` is a gauge all the same, which `promtool check metrics` remarks; it has no other
 remark.
 

@@ -2,6 +2,7 @@
 //! `tests/vm/tests --only 'operator --ignored ipvs::' bookworm`.
 
 use super::lab::{Lab, NEW, WEB, text};
+use super::sysctl::value;
 
 /// kube-proxy's, and a balancer's.
 fn leave(lab: &Lab) {
@@ -74,4 +75,88 @@ fn check_tries_what_mode_ipvs_needs() {
     let line = ["check", "--proxy-mode=ipvs", "--hostname-override=node1", &manifests];
     let said = text(&lab.sluice(&line).stdout);
     assert!(!said.contains(": ipvs: "), "{said}");
+}
+
+const VS: [&str; 3] =
+    ["net.ipv4.vs.conntrack", "net.ipv4.vs.expire_nodest_conn", "net.ipv4.vs.expire_quiescent_template"];
+const ARP: [&str; 2] = ["net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.arp_announce"];
+const REUSE: &str = "net.ipv4.vs.conn_reuse_mode";
+
+fn agent(lab: &Lab, flags: &str, before: &str) -> std::process::Command {
+    let line = format!("{before} exec {} run --proxy-mode=ipvs {flags} \"$@\"", env!("CARGO_BIN_EXE_sluice"));
+    let mut command = lab.command("sh");
+    command.args(["-c", &line, "sh"]);
+    command
+}
+
+#[test]
+#[ignore = "needs IPVS: see above"]
+fn settings_and_timeouts_are_kube_proxys() {
+    let mut lab = Lab::new();
+    let reuse = value(&lab, REUSE);
+    let mut usual = agent(&lab, "", "");
+    lab.start(&mut usual);
+    assert_eq!(VS.map(|name| value(&lab, name)), [1, 1, 1]);
+    assert_eq!(ARP.map(|name| value(&lab, name)), [0, 0]);
+    assert_eq!(value(&lab, REUSE), reuse);
+    assert!(lab.sh("ipvsadm -L --timeout").contains("900 120 300"), "the kernel's");
+    lab.stop();
+    let flags = "--ipvs-strict-arp --ipvs-tcp-timeout=10m --ipvs-tcpfin-timeout=31s --ipvs-udp-timeout=62s";
+    let mut asked = agent(&lab, flags, "");
+    lab.start(&mut asked);
+    assert_eq!(ARP.map(|name| value(&lab, name)), [1, 2]);
+    assert!(lab.sh("ipvsadm -L --timeout").contains("600 31 62"));
+}
+
+#[test]
+#[ignore = "needs IPVS: see above"]
+fn settings_that_cannot_be_set_are_named_and_services_served() {
+    let mut lab = Lab::new();
+    let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&";
+    let mut command = agent(&lab, "--ipvs-strict-arp", read_only);
+    lab.start(&mut command);
+    let log = lab.logged();
+    let warning = log.lines().find(|line| line.contains("could not be set")).expect("a warning");
+    for name in VS.iter().chain(&ARP) {
+        assert!(warning.contains(&format!("{name}=")), "{name}: {warning}");
+    }
+    assert!(warning.contains("sluice run --init-only"), "{warning}");
+    assert_eq!(VS.map(|name| value(&lab, name)), [0, 0, 0]);
+    let check = ["check", "--proxy-mode=ipvs", "--hostname-override=node1", "--manifests"];
+    let said = text(&lab.sluice(&[&check[..], &[&lab.manifests().to_string_lossy()]].concat()).stdout);
+    assert!(
+        said.contains("problem: settings: net.ipv4.vs.conntrack is 0, not 1: nothing is masqueraded"),
+        "{said}"
+    );
+}
+
+#[test]
+#[ignore = "needs IPVS: see above"]
+fn what_service_ports_carry_is_measured_where_that_is_asked_for() {
+    let mut lab = Lab::new();
+    let mut command = agent(&lab, "", "");
+    lab.start(&mut command);
+    let metrics = |lab: &Lab| lab.get(10249, "/metrics").map(|(_, body)| body).unwrap_or_default();
+    assert_eq!(lab.connects(WEB), Ok(()));
+    assert!(!metrics(&lab).contains("sluice_ipvs_"), "it is opt-in");
+    lab.stop();
+    let mut command = agent(&lab, "--ipvs-service-metrics", "");
+    lab.start(&mut command);
+    let of = |name: &str, service: &str, more: &str| -> Option<u64> {
+        let series = format!(
+            "sluice_ipvs_{name}{{{more}service_name=\"{service}\",service_namespace=\"default\",service_port=\"t\"}} "
+        );
+        metrics(&lab).lines().find_map(|line| line.strip_prefix(&series)?.parse().ok())
+    };
+    lab.until("the series", || of("connections_total", "web", "") == Some(0));
+    (0..3).for_each(|_| assert_eq!(lab.connects(WEB), Ok(())));
+    assert_eq!(lab.connects("198.18.0.1:30080"), Ok(()), "by the NodePort");
+    lab.until("counted", || of("connections_total", "web", "") == Some(4));
+    assert_eq!(of("connections_total", "new", ""), Some(0));
+    for direction in ["in", "out"] {
+        let label = format!("direction=\"{direction}\",");
+        let (packets, bytes) = (of("packets_total", "web", &label), of("bytes_total", "web", &label));
+        // At least SYN, ACK, FIN of each, with headers of 40 bytes and more.
+        assert!(packets >= Some(4 * 2) && bytes >= packets.map(|count| count * 40), "{packets:?} {bytes:?}");
+    }
 }

@@ -16,7 +16,8 @@ const NAMES: [&str; 5] = [
 ];
 const FORWARD: [&str; 2] = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
 
-fn value(lab: &Lab, name: &str) -> u64 {
+/// A setting's value in the lab.
+pub fn value(lab: &Lab, name: &str) -> u64 {
     let file = format!("/proc/sys/{}", name.replace('.', "/"));
     lab.sh(&format!("cat {file}")).trim().parse().expect("a number")
 }

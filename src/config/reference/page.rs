@@ -16,8 +16,8 @@ image. This page is printed from the table in `src/config/reference/table.rs` (`
 
 - With `--config`, flags that have a field in the file are ignored and named once at start, but for
   `--hostname-override` and the flags about logs. `--master` counts, too.
-- Two flags are sluice's own: `--manifests PATH` takes objects from files in place of an API server, `--node-name` is another
-  name of `--hostname-override`. `sluice dump` and `sluice diff` take the same command line as `sluice run`.
+- sluice's own are `--manifests PATH`, which takes objects from files in place of an API server, `--node-name`, another name of
+  `--hostname-override`, `--takeover`, `--allowed-external-ips`, `--allowed-load-balancer-ips`, and `ipvs.serviceMetrics`. `sluice dump` and `sluice diff` take the same command line as `sluice run`.
 - The file is read strictly. An unknown field, or a key that is there twice, is one warning that names it; then the
   rest counts. A value of the wrong type, another `apiVersion` or `kind`, and a value that makes no sense are errors;
   all of the latter are named at once, and nothing is touched.

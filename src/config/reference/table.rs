@@ -95,6 +95,7 @@ pub static TABLE: &[Entry] = &[
     entry("ipvs.strictARP", "ipvs-strict-arp", Bool, Honoured, Ipvs, "Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2."),
     entry("ipvs.tcpTimeout", "ipvs-tcp-timeout", Duration, Honoured, Ipvs, "How long IPVS remembers a TCP connection without packets; 0: as the kernel has it."),
     entry("ipvs.tcpFinTimeout", "ipvs-tcpfin-timeout", Duration, Honoured, Ipvs, "The same after a FIN; 0: as the kernel has it."),
+    entry("ipvs.serviceMetrics", "ipvs-service-metrics", Bool, Honoured, Ipvs, "sluice's own: metrics sluice_ipvs_* by Service port (connections, packets, bytes), read from IPVS when they are asked for."),
     entry("ipvs.udpTimeout", "ipvs-udp-timeout", Duration, Honoured, Ipvs, "The same of UDP; 0: as the kernel has it."),
 
     entry("winkernel.networkName", "network-name", Text, Warned, Windows, "For Windows only."),

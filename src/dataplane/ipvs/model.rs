@@ -112,6 +112,33 @@ pub struct Statistics {
     pub bytes_out: u64,
 }
 
+impl Statistics {
+    /// What came since then; all of it, where it was made anew meanwhile.
+    pub fn since(self, before: Statistics) -> Statistics {
+        let Statistics { connections, packets_in, packets_out, bytes_in, bytes_out } = before;
+        let less = |now: u64, before: u64| now.checked_sub(before);
+        let difference = || {
+            Some(Statistics {
+                connections: less(self.connections, connections)?,
+                packets_in: less(self.packets_in, packets_in)?,
+                packets_out: less(self.packets_out, packets_out)?,
+                bytes_in: less(self.bytes_in, bytes_in)?,
+                bytes_out: less(self.bytes_out, bytes_out)?,
+            })
+        };
+        difference().unwrap_or(self)
+    }
+
+    /// Adds another's.
+    pub fn add(&mut self, other: Statistics) {
+        self.connections += other.connections;
+        self.packets_in += other.packets_in;
+        self.packets_out += other.packets_out;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+    }
+}
+
 impl ObservedService {
     /// Whether sluice made it.
     pub fn is_ours(&self) -> bool {
