@@ -12,10 +12,11 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
-use sluice::cluster::{Index, Interner, Scheduler};
+use sluice::cluster::{Interner, Scheduler};
 use sluice::config;
 use sluice::dataplane::DataPlane;
 use sluice::dataplane::ipvs::Ipvs;
+use sluice::dataplane::ipvs::kernel::Kernel;
 use sluice::dataplane::ipvs::plan::from_nothing;
 use sluice::dataplane::nftables::translation::Translation;
 use sluice::forwarding::{Desired, Settings};
@@ -27,9 +28,9 @@ const CHANGES: u32 = 50;
 
 fn main() -> ExitCode {
     println!(
-        "| services x {ENDPOINTS} | load: all | of it IPVS | ipvsadm -R | restart: read back and compared | endpoint replaced, p50 | ipvsadm -a, -d, p50 |"
+        "| services x {ENDPOINTS} | load: all | of it IPVS | ipvsadm -R | restart: read back and compared | endpoint replaced, p50 | ipvsadm -a, -d, p50 | counts of all read |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for services in SERVICES {
         match measure(services) {
             Ok(row) => println!("{row}"),
@@ -66,7 +67,7 @@ fn measure(services: u32) -> Result<String, Box<dyn Error>> {
     let mut replaced = Vec::new();
     for generation in 1..=CHANGES {
         let change = synthetic::slice(&mut names, generation % services, ENDPOINTS, generation);
-        replaced.push(change_one(&mut index, &mut desired, &mut plane, change)?);
+        replaced.push(synthetic::change(&mut index, &mut desired, &mut plane, change)?);
     }
     plane.look_after_terminating()?;
     let start = Instant::now();
@@ -77,9 +78,15 @@ fn measure(services: u32) -> Result<String, Box<dyn Error>> {
     if !plan.is_empty() {
         return Err(format!("{} steps are left", plan.len()).into());
     }
+    let start = Instant::now();
+    let counted = Kernel::open()?.services()?.len();
+    let counts = start.elapsed();
+    if counted != services as usize {
+        return Err(format!("{counted} virtual services").into());
+    }
     // The same entries without addresses and tables, by both programs.
     unshare(CloneFlags::CLONE_NEWNET)?;
-    let mut kernel = sluice::dataplane::ipvs::kernel::Kernel::open()?;
+    let mut kernel = Kernel::open()?;
     let steps = from_nothing(&desired, Translation::of(&desired));
     let steps: Vec<_> = steps.into_iter().filter(|step| step.to_string().starts_with('-')).collect();
     let start = Instant::now();
@@ -98,24 +105,8 @@ fn measure(services: u32) -> Result<String, Box<dyn Error>> {
     }
     let (ours, one) = (median(replaced), median(one));
     Ok(format!(
-        "| {services} | {load:.2?} | {only:.2?} | {theirs:.2?} | {restart:.2?} | {ours:.2?} | {one:.2?} |"
+        "| {services} | {load:.2?} | {only:.2?} | {theirs:.2?} | {restart:.2?} | {ours:.2?} | {one:.2?} | {counts:.2?} |"
     ))
-}
-
-/// From the event to the end of the last step.
-fn change_one(
-    index: &mut Index,
-    desired: &mut Desired,
-    plane: &mut Ipvs,
-    change: sluice::cluster::Change,
-) -> Result<Duration, Box<dyn Error>> {
-    let start = Instant::now();
-    index.apply(change);
-    let dirty = index.take_dirty();
-    let changes = desired.update(index, dirty.services, start);
-    let plan = plane.plan_changes(&changes);
-    plane.apply(&plan)?;
-    Ok(start.elapsed())
 }
 
 fn ipvsadm(arguments: &[&str], input: &str) -> Result<(), Box<dyn Error>> {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
-use sluice::cluster::{Index, Interner};
+use sluice::cluster::Interner;
 use sluice::dataplane::DataPlane;
 use sluice::dataplane::nftables::Nftables;
 use sluice::forwarding::Desired;
@@ -54,14 +54,14 @@ fn measure(services: u32) -> Result<String, Box<dyn std::error::Error>> {
     let mut replaced = Vec::new();
     for generation in 1..=CHANGES {
         let change = synthetic::slice(&mut names, generation % services, ENDPOINTS, generation);
-        replaced.push(apply(&mut index, &mut desired, &mut plane, change)?);
+        replaced.push(synthetic::change(&mut index, &mut desired, &mut plane, change)?);
     }
     let mut added = Vec::new();
     for number in services..services + CHANGES / 5 {
         index.apply(synthetic::slice(&mut names, number, ENDPOINTS, 0));
         index.take_dirty();
         let change = synthetic::service(&mut names, number);
-        added.push(apply(&mut index, &mut desired, &mut plane, change)?);
+        added.push(synthetic::change(&mut index, &mut desired, &mut plane, change)?);
     }
     let resident = resident()?;
     let start = Instant::now();
@@ -82,22 +82,6 @@ fn measure(services: u32) -> Result<String, Box<dyn std::error::Error>> {
         quantiles(replaced),
         quantiles(added)
     ))
-}
-
-/// From the event to the end of the commit.
-fn apply(
-    index: &mut Index,
-    desired: &mut Desired,
-    plane: &mut Nftables,
-    change: sluice::cluster::Change,
-) -> Result<Duration, Box<dyn std::error::Error>> {
-    let start = Instant::now();
-    index.apply(change);
-    let dirty = index.take_dirty();
-    let changes = desired.update(index, dirty.services, start);
-    let plan = plane.plan_changes(&changes);
-    plane.apply(&plan)?;
-    Ok(start.elapsed())
 }
 
 fn quantiles(mut times: Vec<Duration>) -> String {

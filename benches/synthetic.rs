@@ -1,13 +1,15 @@
 //! A synthetic cluster: `services` Services with one TCP port and `endpoints` endpoints each.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use sluice::cluster::{
     Change, Endpoint, EndpointPort, EndpointSlice, Family, Index, Interner, ObjectName, Protocol, Service,
     ServicePort,
 };
-use sluice::forwarding::{LocalDetection, NodeView, Settings};
+use sluice::dataplane::DataPlane;
+use sluice::forwarding::{Desired, LocalDetection, NodeView, Settings};
 
 fn http_port(number: u16) -> std::num::NonZeroU16 {
     number.try_into().expect("not zero")
@@ -87,4 +89,21 @@ pub fn settings() -> Settings {
         masquerade_all: false,
         ..Settings::default()
     }
+}
+
+/// Takes a change in; the time from the event to the end of the commit.
+#[allow(dead_code, reason = "some benches have no kernel")]
+pub fn change<D: DataPlane>(
+    index: &mut Index,
+    desired: &mut Desired,
+    plane: &mut D,
+    change: Change,
+) -> Result<Duration, D::Error> {
+    let start = Instant::now();
+    index.apply(change);
+    let dirty = index.take_dirty();
+    let changes = desired.update(index, dirty.services, start);
+    let plan = plane.plan_changes(&changes);
+    plane.apply(&plan)?;
+    Ok(start.elapsed())
 }
