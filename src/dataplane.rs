@@ -4,11 +4,12 @@
 //! reads back, and the **plan**, an ordered, printable list of steps which takes one to the other atomically.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 
 use crate::cluster::{Family, Scheduler};
-use crate::forwarding::{Adopted, Changes, Desired, Part, Settings};
+use crate::forwarding::{Adopted, Changes, Desired, Key, Part, Settings};
 
 pub mod ipvs;
 pub mod memory;
@@ -23,6 +24,17 @@ pub enum Fault {
     Unnamed,
     /// For none: something else changed, or nothing can be written at all. What is there is to be observed anew.
     Elsewhere,
+}
+
+/// A part of a plan that the kernel refuses, where that stands for nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OddPart {
+    /// The service address.
+    pub address: IpAddr,
+    /// The frontend; `None`: all of that address.
+    pub key: Option<Key>,
+    /// What the kernel said.
+    pub error: String,
 }
 
 /// What can be measured of a data plane.
@@ -84,6 +96,11 @@ pub trait DataPlane {
     /// What is used in place of a scheduler that the kernel was found to lack.
     fn scheduler_instead(&self, _scheduler: Scheduler) -> Option<Scheduler> {
         None
+    }
+
+    /// What of the plans applied until now the kernel refused for what it is, with all else in place; each once.
+    fn odd_parts(&mut self) -> Vec<OddPart> {
+        Vec::new()
     }
 
     /// What can be measured of it now.

@@ -240,6 +240,7 @@ impl<D: DataPlane> Reconciler<D> {
         };
         self.tell(&changes);
         self.tell_schedulers(&changes);
+        self.tell_odd_parts();
         self.update_relay(&changes, full);
         if let (Some(traffic), Some(desired)) = (&self.reporting.traffic, &self.desired) {
             traffic.follow(desired, &changes, full);
@@ -358,6 +359,24 @@ impl<D: DataPlane> Reconciler<D> {
             Some(Backend { service: service.name.clone(), target: frontend.inside.clone() })
         };
         relay.update(changes.relayed.iter().map(|key| (*key, backend(key))), full);
+    }
+
+    /// Warns of parts of Services that the kernel refuses, while all else of them is in place.
+    fn tell_odd_parts(&mut self) {
+        for odd in self.plane.odd_parts() {
+            let mut frontends = self.desired.iter().flat_map(Desired::frontends);
+            let is_it = |key: &Key| odd.key.map_or(key.address == odd.address, |it| it == *key);
+            let service = frontends.find(|(key, ..)| is_it(key)).map(|(_, _, service)| service);
+            let note = format!("{}; all else is served", odd.error);
+            match service {
+                Some(service) => {
+                    warn!(service = %service.name, "{note}");
+                    let event = Event::warning(&service.name, &service.uid, reasons::SET_ASIDE, note);
+                    self.reporting.events.send(event);
+                }
+                None => warn!("{note}"),
+            }
+        }
     }
 
     /// Warns of schedulers that the kernel lacks, once while they are asked for.

@@ -17,14 +17,14 @@ use nix::errno::Errno;
 use rustc_hash::FxHashSet;
 use tracing::{debug, warn};
 
-use self::kernel::Kernel;
+use self::kernel::{Kernel, Refused};
 use self::model::{Step, Timeouts, VirtualService};
 use self::plan::{Bounds, Plan};
-use self::state::State;
+use self::state::{Odd, State};
 use super::nftables::model::{Element, Verdict};
 use super::nftables::translation::{Host, Translation};
 use super::nftables::{self, Nftables};
-use super::{DataPlane, Measures};
+use super::{DataPlane, Measures, OddPart};
 use crate::cluster::{Family, Scheduler};
 use crate::config;
 use crate::forwarding::{Adopted, Changes, Desired, Frontend, Settings, Target};
@@ -129,6 +129,10 @@ pub struct Ipvs {
     /// IPVS does not tell of changes: everything is compared so often.
     sync_period: Duration,
     state: State,
+    /// What was noted of what the kernel refused, until somebody asks.
+    odd: Vec<OddPart>,
+    /// The host's addresses when everything was last compared.
+    host: FxHashSet<IpAddr>,
     observed: Instant,
     tended: Instant,
 }
@@ -138,7 +142,9 @@ impl Ipvs {
     pub fn open(config: config::Ipvs, sync_period: Duration) -> Result<Ipvs, Error> {
         let state = State { default: config.scheduler, ..State::default() };
         let (tables, kernel, now) = (Nftables::open()?, Kernel::open()?, Instant::now());
-        let mut ipvs = Ipvs { tables, kernel, config, sync_period, state, observed: now, tended: now };
+        let (odd, host) = (Vec::new(), FxHashSet::default());
+        let mut ipvs =
+            Ipvs { tables, kernel, config, sync_period, state, odd, host, observed: now, tended: now };
         ipvs.note_written();
         Ok(ipvs)
     }
@@ -153,11 +159,37 @@ impl Ipvs {
         }
     }
 
+    /// Takes steps; what the kernel refuses for what it is, is noted.
+    fn execute(&mut self, steps: &[Step]) -> Result<Vec<Step>, Error> {
+        let mut lacking = Vec::new();
+        for refused in self.kernel.execute(steps)? {
+            match refused {
+                Refused::Lacks(step) => lacking.push(step.clone()),
+                Refused::Odd(step, errno) => {
+                    let (address, key) = match *step {
+                        Step::AddDestination(key, destination, _) => {
+                            self.state.odd.destinations.insert((key, destination));
+                            (key.address, Some(key))
+                        }
+                        Step::AddAddress(address) => {
+                            self.state.odd.addresses.insert(address);
+                            (address, None)
+                        }
+                        _ => continue,
+                    };
+                    let error = Error::refused(Some(step), errno);
+                    self.odd.push(OddPart { address, key, error: error.to_string() });
+                }
+            }
+        }
+        Ok(lacking)
+    }
+
     /// Takes steps; where the kernel lacks a scheduler, another one is used.
     fn take(&mut self, steps: &[Step]) -> Result<(), Error> {
         let is_service = |step: &Step| matches!(step, Step::AddService(..) | Step::SetService(..));
         let (services, rest) = steps.split_at(steps.iter().rposition(is_service).map_or(0, |last| last + 1));
-        let mut lacking: Vec<Step> = self.kernel.execute(services)?.into_iter().cloned().collect();
+        let mut lacking = self.execute(services)?;
         while !lacking.is_empty() {
             let mut instead = Vec::new();
             for step in lacking {
@@ -175,9 +207,9 @@ impl Ipvs {
                     _ => Step::SetService(key, service),
                 });
             }
-            lacking = self.kernel.execute(&instead)?.into_iter().cloned().collect();
+            lacking = self.execute(&instead)?;
         }
-        self.kernel.execute(rest)?;
+        self.execute(rest)?;
         Ok(())
     }
 }
@@ -303,6 +335,10 @@ impl DataPlane for Ipvs {
             replacing: observed.tables.values().flatten().any(|table| table.difference.is_some()),
         };
         let node = desired.node().node_port_addresses.clone();
+        if self.host != observed.ipvs.host {
+            self.host.clone_from(&observed.ipvs.host);
+            self.state.odd = Odd::default();
+        }
         let host = Host { addresses: observed.ipvs.host.clone(), node };
         let tables = &mut self.tables;
         let plan_tables = |kept: &[IpAddr]| {
@@ -330,9 +366,13 @@ impl DataPlane for Ipvs {
         if !plan.tables.is_empty() {
             self.tables.apply(&plan.tables)?;
         }
-        let result = self.kernel.execute(&plan.after).map(drop);
+        let result = self.execute(&plan.after).map(drop);
         self.note_written();
         result
+    }
+
+    fn odd_parts(&mut self) -> Vec<OddPart> {
+        std::mem::take(&mut self.odd)
     }
 
     fn scheduler_instead(&self, scheduler: Scheduler) -> Option<Scheduler> {

@@ -8,7 +8,7 @@ use sluice::forwarding::Desired;
 
 use super::events::{node, settings};
 use super::space::run;
-use super::world::{Agent, endpoints, entries, no_service, on_node, plane, plane_with, service};
+use super::world::{Agent, endpoints, entries, no_service, on_node, plane, plane_with, service, syncing};
 
 fn ipvsadm(line: &str) {
     run("ipvsadm", &line.split_whitespace().collect::<Vec<_>>(), "");
@@ -179,5 +179,30 @@ fn ipv4_is_served_where_there_is_no_ipv6() {
         agent.change([no_service()]);
         agent.plane.look_after_terminating().unwrap();
         assert!(agent.resync().is_empty());
+    });
+}
+
+/// The broadcast address of the node's network is one.
+#[test]
+fn an_endpoint_that_the_kernel_does_not_take_concerns_only_itself() {
+    on_node(|| {
+        let mut sync = syncing();
+        let told = sync(vec![service(|_| {}), endpoints(&["198.18.0.255", "10.128.0.1"])]);
+        let refused = |event: &sluice::events::Event| {
+            event.reason == "RulesRefused" && event.note.contains("-r 198.18.0.255:8080")
+        };
+        assert!(!told.is_empty() && told.iter().all(refused), "{told:?}");
+        let lines = || entries("-a -t 10.96.0.10:80");
+        assert_eq!(lines(), ["-a -t 10.96.0.10:80 -r 10.128.0.1:8080 -m -w 1"]);
+        assert_eq!(sync(vec![endpoints(&["198.18.0.255", "10.128.0.2"])]), []);
+        assert_eq!(lines().len(), 2, "the one that went, and the new one");
+        assert_eq!(sync(vec![endpoints(&["10.128.0.2"])]), []);
+        assert!(
+            !sync(vec![endpoints(&["198.18.0.255", "10.128.0.2"])]).is_empty(),
+            "told when it comes again"
+        );
+        let mut agent =
+            Agent::start(plane(), vec![service(|_| {}), endpoints(&["198.18.0.255", "10.128.0.2"])]).0;
+        assert!(agent.resync().is_empty(), "it is not tried all the time");
     });
 }

@@ -1,16 +1,11 @@
 //! Every scheduler, and one that the kernel lacks.
 
-use std::sync::Arc;
-
-use sluice::cluster::{Change, Scheduler};
-use sluice::config::{self, Config, merge};
-use sluice::events::{Events, Regarding, Type};
-use sluice::metrics::Metrics;
-use sluice::reconcile::Reconciler;
-use sluice::reporting::Reporting;
+use sluice::cluster::Scheduler;
+use sluice::config;
+use sluice::events::{Regarding, Type};
 
 use super::space::run;
-use super::world::{Agent, endpoints, entries, on_node, plane, plane_with, service};
+use super::world::{Agent, endpoints, entries, on_node, plane, plane_with, service, syncing};
 
 #[test]
 fn schedulers() {
@@ -63,19 +58,7 @@ fn a_scheduler_that_the_kernel_lacks_gives_way_to_the_default() {
 
 fn who_asks_for_it_is_told_once() {
     on_node(|| {
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let (sender, mut events) = Events::queue(metrics.events.clone());
-        let mut reporting = Reporting::new(metrics);
-        reporting.events = sender;
-        let merged = merge::merge(&merge::Given::default(), None).unwrap();
-        let mut config = Config::new(&merged, "node1").unwrap();
-        config.ipvs = Some(config::Ipvs::default());
-        let mut agent = Reconciler::new(config, plane(), reporting);
-        let mut sync = |changes: Vec<Change>| {
-            agent.apply(changes);
-            agent.sync().unwrap();
-            std::iter::from_fn(|| events.try_recv().ok()).collect::<Vec<_>>()
-        };
+        let mut sync = syncing();
         let lacking = || service(|service| service.scheduler = Some(Scheduler::Lblcr));
         let told = sync(vec![lacking(), endpoints(&["10.128.0.1"])]);
         let [event] = &told[..] else { panic!("{told:?}") };

@@ -1,14 +1,19 @@
 //! A network namespace with a node's addresses, and a data plane in it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice::cluster::{Change, Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Index, ObjectName};
 use sluice::cluster::{Protocol, Scheduler, Service, ServicePort};
-use sluice::config;
+use sluice::config::{self, Config, merge};
 use sluice::dataplane::DataPlane;
 use sluice::dataplane::ipvs::Ipvs;
 use sluice::dataplane::ipvs::plan::Plan;
+use sluice::events::{Event, Events};
 use sluice::forwarding::{Desired, Settings};
+use sluice::metrics::Metrics;
+use sluice::reconcile::Reconciler;
+use sluice::reporting::Reporting;
 
 use super::events::{node, settings};
 use super::space::{in_new_namespace, run};
@@ -84,6 +89,23 @@ fn full_sync(plane: &mut Ipvs, index: &Index) -> (Desired, Plan) {
     let plan = plane.plan(&desired, &observed);
     plane.apply(&plan).unwrap_or_else(|error| panic!("{error}\n{plan}"));
     (desired, plan)
+}
+
+/// An agent's loop: takes changes in, and gives the events.
+pub fn syncing() -> impl FnMut(Vec<Change>) -> Vec<Event> {
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let (sender, mut events) = Events::queue(metrics.events.clone());
+    let mut reporting = Reporting::new(metrics);
+    reporting.events = sender;
+    let merged = merge::merge(&merge::Given::default(), None).unwrap();
+    let mut config = Config::new(&merged, "node1").unwrap();
+    config.ipvs = Some(config::Ipvs::default());
+    let mut agent = Reconciler::new(config, plane(), reporting);
+    move |changes| {
+        agent.apply(changes);
+        agent.sync().unwrap();
+        std::iter::from_fn(|| events.try_recv().ok()).collect()
+    }
 }
 
 /// The name of the Service that the tests have.

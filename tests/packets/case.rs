@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::ipv6;
 use crate::probe::{Outcome, Source, Target};
-use crate::topology::PodNetwork;
+use crate::topology::{PodNetwork, is_node_address};
 
 /// One case.
 #[derive(Clone, Debug, Deserialize)]
@@ -259,6 +259,25 @@ impl SourceText {
             _ => text.parse().map(Source::Other).map_err(|_| anyhow!("{text}: not kept, node or an address")),
         })
         .transpose()
+    }
+}
+
+impl Case {
+    /// The same in mode ipvs. There this node comes from the service address, which endpoints must not see: where they see
+    /// its own address otherwise, they see an address of the node.
+    pub fn in_ipvs(mut self) -> Self {
+        let steps = self.steps.iter_mut().flat_map(|step| &mut step.flows);
+        for flow in self.flows.iter_mut().chain(steps) {
+            if flow.from == "host" && !is_node_address(flow.to.address.ip()) {
+                let texts: Vec<&mut String> = match &mut flow.expect.source {
+                    None => continue,
+                    Some(SourceText::All(text)) => vec![text],
+                    Some(SourceText::Each(map)) => map.values_mut().collect(),
+                };
+                texts.into_iter().filter(|text| *text == "kept").for_each(|text| *text = "node".into());
+            }
+        }
+        self
     }
 }
 

@@ -108,7 +108,7 @@ fn trials() -> Result<Vec<Trial>> {
 
 /// The case in mode ipvs: `make vm` runs these, with --include-ignored. What is listed as different has to be.
 fn ipvs_trial(file: &str, case: &Case) -> Trial {
-    let mut case = case.clone();
+    let mut case = case.clone().in_ipvs();
     let mode = case.config.entry("mode").or_insert_with(|| Value::from("ipvs"));
     let ipvs = mode == "ipvs";
     let name = case.name.clone();

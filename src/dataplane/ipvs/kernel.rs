@@ -34,6 +34,15 @@ pub struct Observed {
     pub arp: arp::Observed,
 }
 
+/// A step that was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused<'a> {
+    /// The kernel lacks the scheduler.
+    Lacks(&'a Step),
+    /// The kernel takes no such address.
+    Odd(&'a Step, Errno),
+}
+
 /// Sockets to IPVS and to the network devices of one network namespace.
 #[derive(Debug)]
 pub struct Kernel {
@@ -122,25 +131,25 @@ impl Kernel {
         Ok(destinations)
     }
 
-    /// Takes steps in their order. What is to be deleted and is not there is no error. A virtual service whose
-    /// scheduler the kernel lacks is not made: those steps come back.
+    /// Takes steps in their order. What is to be deleted and is not there is no error. Neither is what the kernel refuses
+    /// for what it is, and not for what there is; those steps come back, and the others are taken.
     ///
     /// # Errors
     /// With the first step that the kernel refused; others may have been taken.
-    pub fn execute<'a>(&mut self, steps: &'a [Step]) -> Result<Vec<&'a Step>, Error> {
-        let mut lacking = Vec::new();
+    pub fn execute<'a>(&mut self, steps: &'a [Step]) -> Result<Vec<Refused<'a>>, Error> {
+        let mut refused = Vec::new();
         for run in steps.chunk_by(|a, b| Class::of(a) == Class::of(b)) {
             match Class::of(&run[0]) {
-                Class::Service | Class::Destination => lacking.extend(self.change(run)?),
-                Class::Address => self.change_addresses(run)?,
+                Class::Service | Class::Destination => refused.extend(self.change(run)?),
+                Class::Address => refused.extend(self.change_addresses(run)?),
                 Class::Device => run.iter().try_for_each(|step| self.change_device(step))?,
             }
         }
-        Ok(lacking)
+        Ok(refused)
     }
 
-    fn change<'a>(&mut self, steps: &'a [Step]) -> Result<Vec<&'a Step>, Error> {
-        let mut lacking = Vec::new();
+    fn change<'a>(&mut self, steps: &'a [Step]) -> Result<Vec<Refused<'a>>, Error> {
+        let mut refused = Vec::new();
         let mut requests = Requests::default();
         let mut start = 0;
         for (index, step) in steps.iter().enumerate() {
@@ -152,8 +161,12 @@ impl Kernel {
             for refusal in self.ipvs.execute(&mut requests)? {
                 let step = refusal.message.and_then(|message| sent.get(message));
                 match (step, refusal.errno) {
-                    (Some(Step::AddService(..) | Step::SetService(..)), Errno::ENOENT) => {
-                        lacking.extend(step)
+                    (Some(step @ (Step::AddService(..) | Step::SetService(..))), Errno::ENOENT) => {
+                        refused.push(Refused::Lacks(step));
+                    }
+                    // Neither this host's nor a usual one: the broadcast address of a subnet.
+                    (Some(step @ Step::AddDestination(..)), Errno::EINVAL) => {
+                        refused.push(Refused::Odd(step, refusal.errno));
                     }
                     (
                         Some(Step::DeleteService(_) | Step::DeleteDestination(..)),
@@ -165,10 +178,11 @@ impl Kernel {
             requests.clear();
             start = index + 1;
         }
-        Ok(lacking)
+        Ok(refused)
     }
 
-    fn change_addresses(&mut self, steps: &[Step]) -> Result<(), Error> {
+    fn change_addresses<'a>(&mut self, steps: &'a [Step]) -> Result<Vec<Refused<'a>>, Error> {
+        let mut refused = Vec::new();
         let Some(Device { index, .. }) = self.device()? else { return Err(Error::DeviceGone) };
         let mut requests = Requests::default();
         let (mut added, mut deleted) = (Vec::new(), Vec::new());
@@ -192,10 +206,14 @@ impl Kernel {
                 (Some(Step::DeleteAddress(_)), Errno::EADDRNOTAVAIL) => {}
                 // net.ipv6.conf.default.disable_ipv6 is 1.
                 (Some(Step::AddAddress(address)), Errno::EACCES) if address.is_ipv6() => self.ipv6 = false,
+                (Some(step @ Step::AddAddress(_)), errno @ (Errno::EINVAL | Errno::EADDRNOTAVAIL)) => {
+                    refused.push(Refused::Odd(step, errno));
+                }
                 (step, errno) => return Err(Error::refused(step, errno)),
             }
         }
-        self.arp.remove(&deleted)
+        self.arp.remove(&deleted)?;
+        Ok(refused)
     }
 
     fn change_device(&mut self, step: &Step) -> Result<(), Error> {

@@ -2,8 +2,9 @@
 //!
 //! IPVS has no transactions. The order makes up for it:
 //!
-//! 1. virtual services without destinations, changes of scheduler, addresses
-//! 2. destinations of what the tables let pass already, and of what they translate until now
+//! 1. virtual services without destinations, changes of scheduler
+//! 2. destinations of what the tables let pass already, and of what they translate until now; addresses, by which the
+//!    host goes to a service from the service's own address
 //! 3. the tables, in one transaction
 //! 4. destinations of what the tables let pass from now on: before, masquerade and source ranges were not there
 //! 5. endpoints that went: weight 0, or deleted; virtual services without destinations; addresses
@@ -113,7 +114,8 @@ pub fn plan(
     let mut frontends: Vec<_> = desired.frontends().map(|(key, frontend, _)| (*key, frontend)).collect();
     frontends.sort_unstable_by_key(|(key, _)| *key);
     for (key, frontend) in frontends {
-        let Some((service, endpoints)) = state.wanted(&key, frontend) else { continue };
+        let Some((service, mut endpoints)) = state.wanted(&key, frontend) else { continue };
+        endpoints.retain(|endpoint| !state.odd.destinations.contains(&(key, *endpoint)));
         wanted.insert(key);
         let there = observed.services.get(&key);
         let served = there.is_some_and(|there| there.destinations.values().any(|d| d.weight > 0));
@@ -158,7 +160,8 @@ pub fn plan(
     let has = |a: &IpAddr| {
         observed.held.contains(a) && (a.is_ipv6() || observed.arp.right && observed.arp.addresses.contains(a))
     };
-    let mut add: Vec<IpAddr> = held.iter().filter(|a| !has(a)).copied().collect();
+    let mut add: Vec<IpAddr> =
+        held.iter().filter(|a| !has(a) && !state.odd.addresses.contains(a)).copied().collect();
     let foreign = |a: &IpAddr| bounds.exclude.iter().any(|net| net.contains(a)) || is_link_local(a);
     let there = observed.held.union(&observed.arp.addresses);
     let mut delete: Vec<IpAddr> = there.filter(|a| !held.contains(a) && !foreign(a)).copied().collect();

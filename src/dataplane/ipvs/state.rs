@@ -26,12 +26,23 @@ pub struct State {
     pub ipv4_only: bool,
     /// Schedulers that the kernel does not have.
     pub lacking: FxHashSet<Scheduler>,
+    /// Destinations and addresses that the kernel does not take, as they are and this host is.
+    pub odd: Odd,
     /// Destinations without new connections, with the time until which they may keep those they have.
     pub terminating: FxHashMap<Key, FxHashMap<SocketAddr, Instant>>,
     /// Virtual services that are there only for such destinations.
     pub lingering: FxHashMap<Key, VirtualService>,
     /// Those of them whose frontend is gone, so that nothing else keeps the address on the device.
     pub kept: FxHashSet<Key>,
+}
+
+/// What the kernel refuses for what it is: tried again when its Service changes, or the host's addresses do.
+#[derive(Clone, Debug, Default)]
+pub struct Odd {
+    /// Endpoints.
+    pub destinations: FxHashSet<(Key, SocketAddr)>,
+    /// Service addresses.
+    pub addresses: FxHashSet<IpAddr>,
 }
 
 /// Steps by when they are taken.
@@ -55,8 +66,8 @@ impl Phases {
     ) -> Plan {
         let mut before = device;
         before.extend(self.services);
-        before.extend(add.into_iter().map(Step::AddAddress));
         before.extend(self.early);
+        before.extend(add.into_iter().map(Step::AddAddress));
         let mut after = self.late;
         after.extend(self.retired);
         after.extend(self.deleted);
@@ -99,7 +110,10 @@ impl State {
         steps: &mut Vec<Step>,
     ) {
         // dh always chooses the same destination, even when it takes no connections.
-        if key.protocol == Protocol::Udp || service.scheduler == Scheduler::Dh {
+        if self.odd.destinations.remove(&(key, destination))
+            || key.protocol == Protocol::Udp
+            || service.scheduler == Scheduler::Dh
+        {
             steps.push(Step::DeleteDestination(key, destination));
         } else {
             steps.push(Step::SetWeight(key, destination, 0));
@@ -161,7 +175,7 @@ impl State {
                 for endpoint in &endpoints {
                     let weight = service.weight();
                     if old_endpoints.binary_search(endpoint).is_ok() {
-                        if reweigh {
+                        if reweigh && !self.odd.destinations.contains(&(key, *endpoint)) {
                             adds.push(Step::SetWeight(key, *endpoint, weight));
                         }
                     } else if self.revive(&key, endpoint) {
