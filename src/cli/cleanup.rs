@@ -3,7 +3,7 @@
 use anyhow::bail;
 use clap::Args;
 
-use crate::dataplane::ipvs;
+use crate::dataplane::ipvs::{self, plan::Whose};
 use crate::dataplane::nftables::Nftables;
 use crate::host::kube_proxy::{self, running};
 
@@ -24,7 +24,7 @@ impl Cleanup {
         for family in Nftables::open()?.cleanup()? {
             removed.push(format!("the {family} table of sluice"));
         }
-        removed.extend(ipvs::cleanup(false)?);
+        removed.extend(ipvs::cleanup(Whose::Ours)?);
         let result = if self.kube_proxy { self.clean_up_kube_proxy(&mut removed) } else { Ok(()) };
         removed.iter().for_each(|what| eprintln!("removed {what}"));
         if removed.is_empty() && result.is_ok() {

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use self::kernel::{Kernel, Refused};
 use self::model::{Step, Timeouts, VirtualService};
-use self::plan::{Bounds, Plan};
+use self::plan::{Bounds, Plan, Whose};
 use self::state::{Odd, State};
 use super::nftables::model::{Element, Verdict};
 use super::nftables::translation::{Host, Translation};
@@ -214,25 +214,25 @@ impl Ipvs {
     }
 }
 
-/// Removes what sluice made in IPVS and on its device, and with `kube_proxy` also what kube-proxy made there, whatever
-/// connections there are; says what there was. Does not have the kernel load IPVS.
-pub fn cleanup(kube_proxy: bool) -> Result<Vec<String>, Error> {
-    let Some((mut kernel, steps)) = left(kube_proxy)? else { return Ok(Vec::new()) };
+/// Removes what sluice, or kube-proxy, made in IPVS and on its device, whatever connections there are; says what there was.
+/// Does not have the kernel load IPVS.
+pub fn cleanup(whose: Whose) -> Result<Vec<String>, Error> {
+    let Some((mut kernel, steps)) = left(whose)? else { return Ok(Vec::new()) };
     kernel.execute(&steps)?;
     Ok(words(&steps))
 }
 
 /// What [`cleanup`] would remove.
-pub fn leftovers(kube_proxy: bool) -> Result<Vec<String>, Error> {
-    Ok(left(kube_proxy)?.map_or_else(Vec::new, |(_, steps)| words(&steps)))
+pub fn leftovers(whose: Whose) -> Result<Vec<String>, Error> {
+    Ok(left(whose)?.map_or_else(Vec::new, |(_, steps)| words(&steps)))
 }
 
-fn left(kube_proxy: bool) -> Result<Option<(Kernel, Vec<Step>)>, Error> {
+fn left(whose: Whose) -> Result<Option<(Kernel, Vec<Step>)>, Error> {
     if !is_loaded() {
         return Ok(None);
     }
     let mut kernel = Kernel::open()?;
-    let steps = plan::cleanup(&kernel.observe()?, kube_proxy);
+    let steps = plan::cleanup(&kernel.observe()?, whose);
     Ok(Some((kernel, steps)))
 }
 

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::ruleset::{self, NFTA_RULE_HANDLE, Ruleset};
 use super::{ipset, xtables};
 use crate::cluster::Family;
-use crate::dataplane::ipvs;
+use crate::dataplane::ipvs::{self, plan::Whose};
 use crate::dataplane::nftables::uapi::*;
 use crate::netlink::{self, Batch, Socket};
 
@@ -142,8 +142,8 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    fn add_ipvs(&mut self, wanted: bool, look: fn(bool) -> Result<Vec<String>, ipvs::Error>) {
-        match wanted.then(|| look(true)) {
+    fn add_ipvs(&mut self, wanted: bool, look: fn(Whose) -> Result<Vec<String>, ipvs::Error>) {
+        match wanted.then(|| look(Whose::KubeProxys)) {
             Some(Ok(found)) => self.found.extend(found.into_iter().map(Leftover::Ipvs)),
             Some(Err(error)) => self.errors.push(error.into()),
             None => {}

@@ -2,7 +2,7 @@
 
 use sluice::config;
 use sluice::dataplane::DataPlane;
-use sluice::dataplane::ipvs::cleanup;
+use sluice::dataplane::ipvs::{cleanup, plan::Whose};
 use sluice::dataplane::nftables::Nftables;
 use sluice::forwarding::Desired;
 
@@ -44,7 +44,7 @@ fn another_directors_entries_stay_through_sync_change_and_cleanup() {
         );
         agent.change([service(|_| {})]);
         assert!(entries("").len() > 3);
-        cleanup(false).unwrap();
+        cleanup(Whose::Ours).unwrap();
         assert_eq!(
             entries(""),
             before.into_iter().filter(|line| !line.contains("30999")).collect::<Vec<_>>()

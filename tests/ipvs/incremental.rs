@@ -35,7 +35,8 @@ fn entries(observed: &sluice::dataplane::ipvs::kernel::Observed) -> Entries {
 #[test]
 fn incremental_equals_from_scratch_and_a_restart_writes_nothing() {
     on_node(|| {
-        let config = ProptestConfig { cases: 30, failure_persistence: None, ..ProptestConfig::default() };
+        let cases = if std::env::var_os("SLUICE_TEST_SHORT").is_some() { 12 } else { 50 };
+        let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
         let test = |batches: Vec<Batch>| {
             run("ipvsadm", &["-C"], "");
             let (mut agent, _) = Agent::start(plane(), Vec::new());

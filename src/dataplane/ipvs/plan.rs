@@ -228,11 +228,10 @@ fn retire_found(
         steps.push(Step::DeleteDestination(key, destination));
         return;
     }
-    let count = steps.len();
-    state.retire(key, service, destination, limit, steps);
-    if found.weight == 0 && matches!(steps.last(), Some(Step::SetWeight(..))) {
-        steps.truncate(count);
-    }
+    let mut retired = Vec::new();
+    state.retire(key, service, destination, limit, &mut retired);
+    retired.retain(|step| found.weight > 0 || !matches!(step, Step::SetWeight(..)));
+    steps.append(&mut retired);
 }
 
 /// Whether a virtual service that no Service asks for is ours, or kube-proxy's: it made those on the device's
@@ -259,24 +258,36 @@ fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-/// Removes what is ours, and with `kube_proxy` also what is kube-proxy's. The device goes unless somebody else's virtual
-/// services need its addresses.
-pub fn cleanup(observed: &Observed, kube_proxy: bool) -> Vec<Step> {
+/// Whose entries and device are to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Sluice's.
+    Ours,
+    /// Those of kube-proxy's mode ipvs.
+    KubeProxys,
+}
+
+/// Removes what is ours, or kube-proxy's. The device goes unless somebody else's virtual services need its addresses; ours
+/// is known by the table for ARP.
+pub fn cleanup(observed: &Observed, whose: Whose) -> Vec<Step> {
     let goes = |key: &Key, service: &ObservedService| {
         let node_port =
             || observed.device && NODE_PORTS.contains(&key.port) && observed.host.contains(&key.address);
-        service.is_ours() || kube_proxy && (observed.held.contains(&key.address) || node_port())
+        match whose {
+            Whose::Ours => service.is_ours(),
+            Whose::KubeProxys => !service.is_ours() && (observed.held.contains(&key.address) || node_port()),
+        }
     };
-    let (ours, others): (Vec<_>, Vec<_>) = observed.services.iter().partition(|(key, s)| goes(key, s));
+    let (gone, others): (Vec<_>, Vec<_>) = observed.services.iter().partition(|(key, s)| goes(key, s));
     let needed: FxHashSet<IpAddr> = others.iter().map(|(key, _)| key.address).collect();
-    let mut ours: Vec<Key> = ours.into_iter().map(|(key, _)| *key).collect();
-    ours.sort_unstable();
-    let mut steps: Vec<Step> = ours.iter().map(|key| Step::DeleteService(*key)).collect();
-    let arp_table = observed.arp.exists.then_some(Step::DeleteArpTable);
-    if observed.held.is_disjoint(&needed) {
+    let mut gone: Vec<Key> = gone.into_iter().map(|(key, _)| *key).collect();
+    gone.sort_unstable();
+    let mut steps: Vec<Step> = gone.iter().map(|key| Step::DeleteService(*key)).collect();
+    let is_theirs = whose == Whose::Ours || !observed.arp.exists;
+    if is_theirs && observed.held.is_disjoint(&needed) {
         steps.extend(observed.device.then_some(Step::DeleteDevice));
     } else {
-        let mut addresses: Vec<IpAddr> = ours
+        let mut addresses: Vec<IpAddr> = gone
             .iter()
             .map(|key| key.address)
             .filter(|a| observed.held.contains(a) && !needed.contains(a))
@@ -284,7 +295,7 @@ pub fn cleanup(observed: &Observed, kube_proxy: bool) -> Vec<Step> {
         addresses.dedup();
         steps.extend(addresses.into_iter().map(Step::DeleteAddress));
     }
-    steps.extend(arp_table);
+    steps.extend((whose == Whose::Ours && observed.arp.exists).then_some(Step::DeleteArpTable));
     steps
 }
 

@@ -238,9 +238,9 @@ pub fn mode_switched_and_back(lab: &mut Lab) -> Result<()> {
         bail!("before {before:?}\nafter {after:?}");
     }
     let log = lab.log_text();
-    if let Some(line) =
-        log.lines().find(|line| line.contains(" ERROR ") || line.contains("mode ipvs left cannot"))
-    {
+    if let Some(line) = log.lines().find(|line| {
+        [" ERROR ", "mode ipvs left cannot", "kube-proxy's rules are on"].iter().any(|it| line.contains(it))
+    }) {
         bail!("the log has: {line}");
     }
     Ok(())
