@@ -96,9 +96,10 @@ pub(crate) struct Host<'a> {
 type Check = fn(&mut Host<'_>);
 
 /// The checks by name, in the order in which they are made.
-const CHECKS: [(&str, Check); 12] = [
+const CHECKS: [(&str, Check); 13] = [
     ("kernel", kernel::features),
     ("conntrack", kernel::conntrack),
+    ("invalid-packets", kernel::invalid_packets),
     ("ipvs", kernel::ipvs),
     ("settings", settings::sysctls),
     ("leftovers", proxies::leftovers),

@@ -97,6 +97,8 @@ pub struct Config {
     pub servers: Servers,
     /// Settings of the kernel's connection tracking.
     pub conntrack: Conntrack,
+    /// Drop packets of connections to Services that conntrack calls INVALID, unless conntrack is liberal.
+    pub drop_invalid: bool,
     /// Mode ipvs with its settings; `None`: mode nftables.
     pub ipvs: Option<Ipvs>,
     /// The process's `oom_score_adj`, -1000 to 1000.
@@ -325,6 +327,7 @@ impl Config {
             pod_cidrs,
             service_cidrs,
             masquerade_all: self.masquerade_all,
+            drop_invalid: self.drop_invalid && !self.conntrack.tcp_be_liberal,
             external_ips: self.external_ips.clone(),
             load_balancer_ips: self.load_balancer_ips.clone(),
             ipvs: self.ipvs.as_ref().map(|ipvs| ipvs.scheduler),

@@ -42,6 +42,8 @@ pub struct OddPart {
 pub struct Measures {
     /// Bytes that were sent to the kernel, and received from it.
     pub traffic: [u64; 2],
+    /// INVALID packets that were dropped since the start of this process.
+    pub invalid_dropped: u64,
     /// Each set's elements by family and name, and how many it takes where that is limited.
     pub sets: Vec<(Family, String, usize, Option<u32>)>,
 }

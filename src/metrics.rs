@@ -66,6 +66,12 @@ const NO_LOCAL_ENDPOINTS: Named = (
 const HEALTHZ: Named = ("kubeproxy_proxy_healthz_total", "Cumulative proxy healthz HTTP status");
 const LIVEZ: Named = ("kubeproxy_proxy_livez_total", "Cumulative proxy livez HTTP status");
 
+// kube-proxy's of mode iptables.
+const INVALID_DROPPED: Named = (
+    "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+    "INVALID packets of connections to Services that were dropped (--conntrack-drop-invalid); read every 5 s",
+);
+
 // kube-proxy's of 1.37.
 const RELAY_LISTENERS: Named =
     ("kubeproxy_nftables_localhost_nodeport_listeners", "NodePorts that are open on a loopback address");
@@ -102,7 +108,7 @@ const NETLINK_ERRORS: Named =
     ("sluice_netlink_errors_total", "Errors that the kernel answered about rules, by errno");
 const SET_ELEMENTS: Named = (
     "sluice_set_elements",
-    "Elements of each set; those of session affinity (sticky-K) are counted every 15 s, from kernel 6.18 on",
+    "Elements of each set; those of session affinity (sticky-K) are counted every 5 s, from kernel 6.18 on",
 );
 const SET_LIMIT: Named = ("sluice_set_limit", "Elements that a set takes, where that is limited");
 const SYNC_FAILURES: Named = ("sluice_sync_failures_total", "Syncs that failed, by stage: observe or apply");
@@ -221,6 +227,8 @@ pub struct Metrics {
     pub conntrack_duration: [Histogram; 2],
     /// Entries that were deleted from conntrack, by family.
     pub conntrack_deleted: [IntCounter; 2],
+    /// INVALID packets of connections to Services that were dropped.
+    pub invalid_dropped: IntCounter,
     /// Bytes sent to the kernel and received from it.
     pub netlink_bytes: [IntCounter; 2],
     /// What the kernel answered, by errno.
@@ -289,6 +297,7 @@ impl Metrics {
             conntrack_deleted: by_family(counter_vec(r, CONNTRACK_DELETED, FAMILY)?, |vec, family| {
                 vec.with_label_values(&[family])
             }),
+            invalid_dropped: counter(r, INVALID_DROPPED)?,
             netlink_bytes: {
                 let vec = counter_vec(r, NETLINK_BYTES, "direction")?;
                 ["sent", "received"].map(|direction| vec.with_label_values(&[direction]))

@@ -48,7 +48,12 @@ pub struct Reconciler<D> {
     /// The first sync has to wait for the own Node.
     node_required: bool,
     aside: Aside,
+    /// When metrics were last taken of the data plane without a sync.
+    measured: Instant,
 }
+
+/// How often they are.
+const MEASURES: Duration = Duration::from_secs(5);
 
 /// Whether the next full sync is due to rules that another program changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +101,7 @@ impl<D: DataPlane> Reconciler<D> {
             relay: None,
             node_required: false,
             aside: Aside::default(),
+            measured: Instant::now(),
         }
     }
 
@@ -195,6 +201,11 @@ impl<D: DataPlane> Reconciler<D> {
         let result = self.plane.tend();
         if result.is_err() {
             self.forget();
+        }
+        // What the kernel counts goes on without any sync.
+        if self.measured.elapsed() >= MEASURES {
+            self.measured = Instant::now();
+            self.reporting.plane(&self.plane.measures());
         }
         result
     }

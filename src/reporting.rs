@@ -117,7 +117,10 @@ impl Reporting {
 
     /// What can be measured of the data plane.
     pub fn plane(&mut self, measures: &Measures) {
-        for (counter, now) in self.metrics.netlink_bytes.iter().zip(measures.traffic) {
+        let [sent, received] = &self.metrics.netlink_bytes;
+        let dropped = &self.metrics.invalid_dropped;
+        let [bytes_out, bytes_in] = measures.traffic;
+        for (counter, now) in [(sent, bytes_out), (received, bytes_in), (dropped, measures.invalid_dropped)] {
             counter.inc_by(now.saturating_sub(counter.get()));
         }
         let sets = measures.sets.iter().filter(|(_, _, _, limit)| limit.is_some()).count();

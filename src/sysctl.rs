@@ -27,6 +27,8 @@ const RTF_ADDRCONF: u32 = 0x0004_0000;
 pub const MAX: &str = "net.netfilter.nf_conntrack_max";
 /// Rows of the hash table; the kernel resizes it at once.
 const BUCKETS: &str = "net.netfilter.nf_conntrack_buckets";
+/// Whether conntrack takes TCP segments out of the window for part of their connection.
+pub const TCP_BE_LIBERAL: &str = "net.netfilter.nf_conntrack_tcp_be_liberal";
 /// Whether connection tracking knows what IPVS translates.
 pub const IPVS_CONNTRACK: &str = "net.ipv4.vs.conntrack";
 /// Whether the host forwards packets.
@@ -115,7 +117,7 @@ pub fn wanted(config: &Config, cpus: u64) -> Vec<Setting> {
         }
     }
     if c.tcp_be_liberal {
-        set("net.netfilter.nf_conntrack_tcp_be_liberal", 1, false);
+        set(TCP_BE_LIBERAL, 1, false);
     }
     if let Some(ipvs) = &config.ipvs {
         // As kube-proxy. conntrack: masquerade knows the connection. expire_nodest_conn: what goes to a deleted endpoint

@@ -39,6 +39,8 @@ false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l conntrack-drop-invalid -d 'Drop packets of connections to Services that conntrack calls INVALID (a TCP segment out of the window): they go untranslated, and whom they reach answers with a reset. Does nothing with --conntrack-tcp-be-liberal, the usual remedy, which has no such packets. The metric kubeproxy_iptables_ct_state_invalid_dropped_packets_total counts' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l kubeconfig -d 'Path of a kubeconfig file that says how to reach the API server; without it the Pod\'s service account does' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l master -d 'URL of the API server, in place of the kubeconfig\'s; counts beside --config, too' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l kube-api-content-type -d 'Objects are asked for as JSON [default: application/vnd.kubernetes.protobuf]' -r
@@ -112,6 +114,8 @@ complete -c sluice -n "__fish_sluice_using_subcommand cleanup" -s V -l version -
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l conntrack-drop-invalid -d 'Drop packets of connections to Services that conntrack calls INVALID (a TCP segment out of the window): they go untranslated, and whom they reach answers with a reset. Does nothing with --conntrack-tcp-be-liberal, the usual remedy, which has no such packets. The metric kubeproxy_iptables_ct_state_invalid_dropped_packets_total counts' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l kubeconfig -d 'Path of a kubeconfig file that says how to reach the API server; without it the Pod\'s service account does' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l master -d 'URL of the API server, in place of the kubeconfig\'s; counts beside --config, too' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l kube-api-content-type -d 'Objects are asked for as JSON [default: application/vnd.kubernetes.protobuf]' -r
@@ -181,6 +185,8 @@ complete -c sluice -n "__fish_sluice_using_subcommand dump" -s h -l help -d 'Pri
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l conntrack-drop-invalid -d 'Drop packets of connections to Services that conntrack calls INVALID (a TCP segment out of the window): they go untranslated, and whom they reach answers with a reset. Does nothing with --conntrack-tcp-be-liberal, the usual remedy, which has no such packets. The metric kubeproxy_iptables_ct_state_invalid_dropped_packets_total counts' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l kubeconfig -d 'Path of a kubeconfig file that says how to reach the API server; without it the Pod\'s service account does' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l master -d 'URL of the API server, in place of the kubeconfig\'s; counts beside --config, too' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l kube-api-content-type -d 'Objects are asked for as JSON [default: application/vnd.kubernetes.protobuf]' -r
@@ -253,6 +259,8 @@ json\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l conntrack-drop-invalid -d 'Drop packets of connections to Services that conntrack calls INVALID (a TCP segment out of the window): they go untranslated, and whom they reach answers with a reset. Does nothing with --conntrack-tcp-be-liberal, the usual remedy, which has no such packets. The metric kubeproxy_iptables_ct_state_invalid_dropped_packets_total counts' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l kubeconfig -d 'Path of a kubeconfig file that says how to reach the API server; without it the Pod\'s service account does' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l master -d 'URL of the API server, in place of the kubeconfig\'s; counts beside --config, too' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l kube-api-content-type -d 'Objects are asked for as JSON [default: application/vnd.kubernetes.protobuf]' -r
@@ -324,6 +332,8 @@ json\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l conntrack-drop-invalid -d 'Drop packets of connections to Services that conntrack calls INVALID (a TCP segment out of the window): they go untranslated, and whom they reach answers with a reset. Does nothing with --conntrack-tcp-be-liberal, the usual remedy, which has no such packets. The metric kubeproxy_iptables_ct_state_invalid_dropped_packets_total counts' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l kubeconfig -d 'Path of a kubeconfig file that says how to reach the API server; without it the Pod\'s service account does' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l master -d 'URL of the API server, in place of the kubeconfig\'s; counts beside --config, too' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l kube-api-content-type -d 'Objects are asked for as JSON [default: application/vnd.kubernetes.protobuf]' -r

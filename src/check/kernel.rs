@@ -14,7 +14,11 @@ use crate::dataplane::nftables::expression::Expression;
 use crate::dataplane::nftables::model::{Chain, LocalDetection, Set, Step, Structure};
 use crate::dataplane::nftables::uapi::*;
 use crate::netlink::{Batch, Error, Message, Refusal, Request, Socket};
+use crate::sysctl;
 
+/// `IPCTNL_MSG_CT_GET_STATS_CPU`, and `CTA_STATS_INVALID` of its answer, of `linux/netfilter/nfnetlink_conntrack.h`.
+const IPCTNL_MSG_CT_GET_STATS_CPU: u8 = 4;
+const CTA_STATS_INVALID: u16 = 4;
 /// `IPCTNL_MSG_CT_GET_STATS` of `linux/netfilter/nfnetlink_conntrack.h`.
 const IPCTNL_MSG_CT_GET_STATS: u8 = 5;
 /// A chain that there never is: nothing has so many endpoints. To delete it is certain to be refused.
@@ -22,8 +26,9 @@ const NO_CHAIN: Chain = Chain::Endpoints(u32::MAX);
 
 /// Everything that the rules are made of.
 pub fn features(host: &mut Host<'_>) {
+    let drop_invalid = host.config.drop_invalid;
     for family in host.families() {
-        let missing = match std::thread::spawn(move || missing(family)).join() {
+        let missing = match std::thread::spawn(move || missing(family, drop_invalid)).join() {
             Ok(Ok(missing)) => missing,
             Ok(Err(error)) => {
                 let what = format!("it could not be found out what the kernel can do for {family}: {error}");
@@ -62,6 +67,36 @@ pub fn conntrack(host: &mut Host<'_>) {
     }
 }
 
+/// Whether packets that conntrack calls INVALID may reset connections.
+pub fn invalid_packets(host: &mut Host<'_>) {
+    const LIBERAL: &str = sysctl::TCP_BE_LIBERAL;
+    let config = host.config;
+    if config.drop_invalid || config.conntrack.tcp_be_liberal || !matches!(sysctl::read(LIBERAL), Ok(0)) {
+        return;
+    }
+    // Each CPU counts for itself. Where they cannot be read the advice is the same.
+    let mut invalid = 0;
+    let counted = Socket::open().and_then(|mut socket| {
+        let request = Request::dump_conntrack(IPCTNL_MSG_CT_GET_STATS_CPU, 0);
+        socket.dump(&request, |message| -> Result<(), Error> {
+            let [.., count]: [_; CTA_STATS_INVALID as usize + 1] = message.attributes().table()?;
+            invalid += count.map_or(Ok(0), |count| count.u32())?;
+            Ok(())
+        })
+    });
+    let so_far = if counted.is_ok() { format!(" ({invalid} so far)") } else { String::new() };
+    host.find(
+        "invalid-packets",
+        Severity::Note,
+        format!(
+            "{LIBERAL} is 0: TCP segments out of the window are INVALID to conntrack{so_far} and go untranslated, by \
+             which long transfers through Services may be reset"
+        ),
+        "where that happens, set conntrack.tcpBeLiberal (--conntrack-tcp-be-liberal), or drop such packets with \
+         --conntrack-drop-invalid",
+    );
+}
+
 /// In mode ipvs: whether there is IPVS, the device of the addresses, and every scheduler that is asked for.
 pub fn ipvs(host: &mut Host<'_>) {
     let Some(ipvs) = &host.config.ipvs else { return };
@@ -79,9 +114,9 @@ pub fn ipvs(host: &mut Host<'_>) {
 }
 
 /// In a thread of its own: a new network namespace is the thread's for good.
-fn missing(family: Family) -> Result<Vec<String>, Error> {
+fn missing(family: Family, drop_invalid: bool) -> Result<Vec<String>, Error> {
     let alone = unshare(CloneFlags::CLONE_NEWNET).is_ok();
-    let mut steps = steps();
+    let mut steps = steps(drop_invalid);
     if !alone {
         steps.push(Step::DeleteChain(NO_CHAIN));
     }
@@ -105,8 +140,8 @@ fn kind(batch: &Batch, refusal: &Refusal) -> Option<u8> {
 }
 
 /// A table of every structure, with a chain of every kind.
-fn steps() -> Vec<Step> {
-    let structure = Structure { local_detection: LocalDetection::Cidr, ..Structure::default() };
+fn steps(drop_invalid: bool) -> Vec<Step> {
+    let structure = Structure { local_detection: LocalDetection::Cidr, drop_invalid, ..Structure::default() };
     let chains = [Chain::Endpoints(1), Chain::Local(1), Chain::Pick(10800, 0), Chain::Sticky(1, 1)]
         .map(Step::AddChain);
     [Step::CreateTable(structure), Step::AddSet(Set::Sticky(0))].into_iter().chain(chains).collect()
@@ -156,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_by_what_refused_rules_alone_have() {
-        let batch = encode::encode(&[(Family::Ipv4, steps())], None);
+        let batch = encode::encode(&[(Family::Ipv4, steps(true))], None);
         let refuse = |wanted: &dyn Fn(&Message<'_>) -> bool| {
             let all = (0..batch.messages())
                 .filter(|i| wanted(&Message::parse(batch.message_bytes(*i).unwrap()).unwrap()));

@@ -24,6 +24,20 @@ pub struct Settings {
     /// The same of addresses in status.loadBalancer, which take the right to write a Service's status.
     #[arg(long, value_name = "RANGES", default_value = "all", help_heading = "How traffic is forwarded")]
     pub allowed_load_balancer_ips: Claimable,
+    /// Drop packets of connections to Services that conntrack calls INVALID (a TCP segment out of the window): they go
+    /// untranslated, and whom they reach answers with a reset. Does nothing with --conntrack-tcp-be-liberal, the usual
+    /// remedy, which has no such packets. The metric kubeproxy_iptables_ct_state_invalid_dropped_packets_total counts.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_default_value = true,
+        help_heading = "Connection tracking"
+    )]
+    pub conntrack_drop_invalid: bool,
     #[command(flatten)]
     pub flags: Flags,
 }
@@ -63,8 +77,13 @@ impl Settings {
 
     /// The validated configuration.
     pub fn config(&self, file: Option<&File>) -> anyhow::Result<Config> {
-        let config = Config::new(&self.merged(file)?, &host_name()?)?;
+        let mut config = Config::new(&self.merged(file)?, &host_name()?)?;
+        if self.conntrack_drop_invalid && config.conntrack.tcp_be_liberal {
+            let notice = "conntrack is liberal (tcpBeLiberal): --conntrack-drop-invalid does nothing";
+            config.notices.push(notice.into());
+        }
         Ok(Config {
+            drop_invalid: self.conntrack_drop_invalid,
             external_ips: self.allowed_external_ips.clone(),
             load_balancer_ips: self.allowed_load_balancer_ips.clone(),
             ..config

@@ -57,7 +57,7 @@ impl Config {
             detect_local: detect_local(c, &mut problems),
             node_port_addresses: node_port_addresses(c, &mut problems, &mut notices, &mut warnings),
             masquerade_all: c.nftables.masquerade_all || (c.mode != "nftables" && c.iptables.masquerade_all),
-            // Sluice's own flags have these; kube-proxy has no such settings.
+            // Sluice's own flags have these and drop_invalid; kube-proxy has no such settings.
             external_ips: Claimable::All,
             load_balancer_ips: Claimable::All,
             bind_address: bind_address(c, &mut problems),
@@ -75,6 +75,7 @@ impl Config {
                 show_hidden_metrics_for_version: c.show_hidden_metrics_for_version.clone(),
             },
             conntrack: conntrack(c, &mut problems),
+            drop_invalid: false,
             ipvs: ipvs(c, &mut problems),
             oom_score_adj: c.oom_score_adj.unwrap_or_default(),
             logging: logging(c, &mut problems),

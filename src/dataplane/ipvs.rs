@@ -399,6 +399,7 @@ impl DataPlane for Ipvs {
 
     fn tend(&mut self) -> Result<(), Error> {
         self.tables.make_hold();
+        self.tables.count()?;
         if self.state.terminating.is_empty() || self.tended.elapsed() < TEND {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use self::element::{Decoded, Sticky};
 use self::encode::{Refused, commit};
-use self::model::{Set, Step};
+use self::model::{Chain, Set, Step};
 use self::plan::{Observed, ObservedTable, Plan, Usage};
 use self::translation::Translation;
 use super::ipvs::leftovers::Leftovers;
@@ -52,8 +52,8 @@ const TRIES: usize = 10;
 /// Time until then. After a large load the kernel resizes its hash tables for some milliseconds.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How often the clients of session affinity are counted, where the kernel counts them.
-const CLIENTS: Duration = Duration::from_secs(15);
+/// How often the kernel is asked what it counted: clients of session affinity, INVALID packets.
+const COUNTS: Duration = Duration::from_secs(5);
 
 /// How often it is tried to have the table that holds connections, while another process has it.
 const HOLD: Duration = Duration::from_secs(60);
@@ -105,6 +105,9 @@ pub struct Nftables {
     /// How many clients each set of session affinity had when they were last counted.
     counted: FxHashMap<(Family, Set), usize>,
     counted_at: Instant,
+    /// INVALID packets that were dropped, and what each table's counter said of that when it was last read.
+    invalid_dropped: u64,
+    invalid_counters: FxHashMap<Family, u64>,
     /// The generation up to which everything that happened to the rules is known.
     generation: Option<u32>,
     /// Since when others have committed, with structure and counts of our tables as before.
@@ -141,6 +144,8 @@ impl Nftables {
             planned: None,
             counted: FxHashMap::default(),
             counted_at: Instant::now(),
+            invalid_dropped: 0,
+            invalid_counters: FxHashMap::default(),
             generation: None,
             unverified: None,
             settings: Settings::default(),
@@ -425,6 +430,9 @@ impl DataPlane for Nftables {
                 let now = self.socket.generation()?;
                 let expected = self.generation.map(|g| g.wrapping_add(commits as u32));
                 self.generation = Some(now).filter(|now| Some(*now) == expected);
+                for (family, _) in plan.tables.iter().filter(|(_, steps)| makes_table(steps)) {
+                    self.invalid_counters.remove(family);
+                }
                 if let Some(planned) = self.planned.take() {
                     self.used = planned;
                 }
@@ -468,7 +476,7 @@ impl DataPlane for Nftables {
     fn tend(&mut self) -> Result<(), Error> {
         self.make_hold();
         self.remove_leftovers();
-        self.count_clients()
+        self.count()
     }
 
     fn measures(&self) -> Measures {
@@ -484,7 +492,7 @@ impl DataPlane for Nftables {
                 sets.push((family, set.to_string(), clients, Some(limit)));
             }
         }
-        Measures { traffic: self.socket.traffic(), sets }
+        Measures { traffic: self.socket.traffic(), invalid_dropped: self.invalid_dropped, sets }
     }
 
     fn errnos(&self, error: &Error) -> Vec<Errno> {
@@ -571,12 +579,29 @@ impl Nftables {
         }
     }
 
-    /// Counts the clients of session affinity, now and then.
-    fn count_clients(&mut self) -> Result<(), Error> {
-        if self.counted_at.elapsed() < CLIENTS {
+    /// Takes over what the kernel counted, now and then.
+    pub(super) fn count(&mut self) -> Result<(), Error> {
+        if self.counted_at.elapsed() < COUNTS {
             return Ok(());
         }
         self.counted_at = Instant::now();
+        if self.settings.drop_invalid {
+            self.count_invalid()?;
+        }
+        self.count_clients()
+    }
+
+    fn count_invalid(&mut self) -> Result<(), Error> {
+        for family in self.families.iter().copied() {
+            let now = decode::counted(&mut self.socket, family, Chain::DropInvalid)?.unwrap_or(0);
+            let before = self.invalid_counters.insert(family, now).unwrap_or(0);
+            // A counter that says less is of a table that was made anew.
+            self.invalid_dropped += if now < before { now } else { now - before };
+        }
+        Ok(())
+    }
+
+    fn count_clients(&mut self) -> Result<(), Error> {
         self.counted.clear();
         for family in self.families.clone() {
             let (_, sets) = self.used.parts(family);

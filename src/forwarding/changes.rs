@@ -86,6 +86,8 @@ pub struct Changes {
     pub hairpin: BTreeMap<IpAddr, SetChange>,
     /// Affinity ids: what stuck to what before and after; both never equal.
     pub stickies: BTreeMap<u32, Change<Arc<Sticky>>>,
+    /// Endpoints that came or went, where INVALID packets are dropped.
+    pub serving: BTreeMap<Key, SetChange>,
     /// Claims newly lost.
     pub conflicts: Vec<Conflict>,
     /// Claims that the settings refuse.
@@ -109,6 +111,7 @@ impl Changes {
             && self.cluster_ips.is_empty()
             && self.hairpin.is_empty()
             && self.stickies.is_empty()
+            && self.serving.is_empty()
     }
 
     /// Takes in what changed after this.
@@ -119,6 +122,7 @@ impl Changes {
             cluster_ips,
             hairpin,
             stickies,
+            serving,
             conflicts,
             refused,
             overfull,
@@ -136,19 +140,20 @@ impl Changes {
         self.stickies.retain(|_, (before, after)| before != after);
         cluster_ips.into_iter().for_each(|(address, c)| Changes::toggle(&mut self.cluster_ips, address, c));
         hairpin.into_iter().for_each(|(address, c)| Changes::toggle(&mut self.hairpin, address, c));
+        serving.into_iter().for_each(|(endpoint, c)| Changes::toggle(&mut self.serving, endpoint, c));
         self.conflicts.extend(conflicts);
         self.refused.extend(refused);
         self.overfull.extend(overfull);
         self.services += services;
     }
 
-    pub(super) fn toggle(set: &mut BTreeMap<IpAddr, SetChange>, address: IpAddr, change: SetChange) {
-        match set.get(&address) {
+    pub(super) fn toggle<T: Ord>(set: &mut BTreeMap<T, SetChange>, member: T, change: SetChange) {
+        match set.get(&member) {
             Some(before) if *before != change => {
-                set.remove(&address);
+                set.remove(&member);
             }
             _ => {
-                set.insert(address, change);
+                set.insert(member, change);
             }
         }
     }

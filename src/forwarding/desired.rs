@@ -29,6 +29,8 @@ pub struct Desired {
     ids: Ids,
     /// By id, with the number of frontends that send there.
     stickies: FxHashMap<u32, (Arc<Sticky>, usize)>,
+    /// How many frontends have connections to an endpoint; empty unless INVALID packets are dropped.
+    serving: FxHashMap<Key, u32>,
     /// Found in the kernel at start, for ours to be put into the same order.
     adopted: Adopted,
 }
@@ -117,6 +119,9 @@ impl Desired {
             changed && !key.is_relayed()
         });
         self.set_stickies(&mut changes);
+        if self.settings.drop_invalid {
+            self.set_serving(&mut changes);
+        }
         changes
     }
 
@@ -372,6 +377,32 @@ impl Desired {
         changes.stickies.retain(|_, (before, after)| before != after);
     }
 
+    /// Counts the endpoints of the frontends that changed, what drains among them.
+    fn set_serving(&mut self, changes: &mut Changes) {
+        let serving = |key: &Key, frontend: &Option<Frontend>| {
+            let protocol = key.protocol;
+            let endpoints = frontend.iter().flat_map(Frontend::serving);
+            endpoints.map(|e| Key { address: e.ip(), protocol, port: e.port() }).collect::<Vec<_>>()
+        };
+        for (key, (before, after)) in &changes.frontends {
+            for endpoint in serving(key, after) {
+                let count = self.serving.entry(endpoint).or_default();
+                *count += 1;
+                if *count == 1 {
+                    Changes::toggle(&mut changes.serving, endpoint, SetChange::Added);
+                }
+            }
+            for endpoint in serving(key, before) {
+                let Entry::Occupied(mut count) = self.serving.entry(endpoint) else { continue };
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                    Changes::toggle(&mut changes.serving, endpoint, SetChange::Removed);
+                }
+            }
+        }
+    }
+
     /// The settings that hold for all.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -469,6 +500,11 @@ impl Desired {
         names.sort_unstable();
         names.dedup();
         names
+    }
+
+    /// Every endpoint that connections through Services go to, in no order, where INVALID packets are dropped.
+    pub fn serving(&self) -> impl Iterator<Item = Key> + '_ {
+        self.serving.keys().copied()
     }
 
     /// Every address of a possibly local endpoint, in no order.

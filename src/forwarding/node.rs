@@ -118,6 +118,8 @@ pub struct Settings {
     pub service_cidrs: Vec<IpNet>,
     /// Masquerade every connection to a ClusterIP.
     pub masquerade_all: bool,
+    /// Drop what conntrack calls INVALID of connections to Services.
+    pub drop_invalid: bool,
     /// Which `spec.externalIPs` count.
     pub external_ips: Claimable,
     /// Which addresses of `status.loadBalancer` count.

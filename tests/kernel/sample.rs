@@ -57,6 +57,7 @@ pub fn structures() -> Vec<Structure> {
             local_detection: Clone::clone(local_detection),
             masquerade_all,
             ipvs,
+            drop_invalid: masquerade_all || ipvs,
         })
     };
     let mut all: Vec<Structure> = detections.iter().flat_map(both).collect();
@@ -134,6 +135,9 @@ pub fn content(family: Family, structure: Structure) -> Content {
         for (host, net) in sources.iter().enumerate() {
             elements.push(Element::AllowedSource(key(20 + host as u16, protocol, port), *net));
         }
+    }
+    if structure.drop_invalid {
+        elements.extend([dns, web, sctp].map(Element::Serving));
     }
     if structure.ipvs {
         elements.extend([10, 11].map(|host| Element::IpvsAddress(address(family, 96, host))));

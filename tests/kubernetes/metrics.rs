@@ -12,9 +12,10 @@ use crate::process::start;
 
 /// Name, type and labels of kube-proxy 1.36 in mode nftables (`pkg/proxy/metrics/metrics.go`), of its client and of the process; those
 /// of NodePorts on loopback are 1.37's. Not here: iptables', and what no agent of another language than Go has.
-const KUBE_PROXYS: [(&str, &str, &str); 27] = [
+const KUBE_PROXYS: [(&str, &str, &str); 28] = [
     ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", "ip_family"),
     ("kubeproxy_conntrack_reconciler_sync_duration_seconds", "histogram", "ip_family"),
+    ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", "counter", ""),
     ("kubeproxy_network_programming_duration_seconds", "histogram", "ip_family"),
     ("kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total", "counter", "ip_family"),
     ("kubeproxy_nftables_localhost_nodeport_listeners", "gauge", "ip_family"),

@@ -106,6 +106,7 @@ fn flags(config: &Map<String, Value>) -> Result<Vec<String>> {
             "detectLocal.bridgeInterface" => "--pod-bridge-interface",
             "detectLocal.interfaceNamePrefix" => "--pod-interface-name-prefix",
             "nodePortAddresses" => "--nodeport-addresses",
+            "conntrack.tcpBeLiberal" => "--conntrack-tcp-be-liberal",
             _ => own_flag(&key).with_context(|| format!("config: no flag is known for {key}"))?,
         };
         flags.push(format!("{flag}={value}"));
@@ -119,6 +120,7 @@ fn own_flag(key: &str) -> Option<&'static str> {
     match key {
         "allowedExternalIPs" => Some("--allowed-external-ips"),
         "allowedLoadBalancerIPs" => Some("--allowed-load-balancer-ips"),
+        "conntrackDropInvalid" => Some("--conntrack-drop-invalid"),
         _ => None,
     }
 }

@@ -99,6 +99,11 @@ impl Lab {
         self.start_agent()
     }
 
+    /// The mode as the configuration has it.
+    pub fn mode(&self) -> Option<(String, Value)> {
+        self.options.config.get_key_value("mode").map(|(key, mode)| (key.clone(), mode.clone()))
+    }
+
     /// The same objects in the other mode, on a kernel as the agent left it.
     ///
     /// # Errors

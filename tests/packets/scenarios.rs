@@ -2,6 +2,7 @@
 
 mod arp;
 mod churn;
+mod invalid;
 mod loopback;
 mod packets;
 mod restart;
@@ -41,6 +42,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "many-connections-masqueraded", config: usual, run: packets::many_masqueraded },
     Scenario { name: "affinity-flooded", config: usual, run: packets::affinity_flooded },
     Scenario { name: "syn-to-dead-endpoint", config: usual, run: packets::syn_to_dead_endpoint },
+    Scenario { name: "packets-out-of-window", config: usual, run: invalid::out_of_window },
     Scenario { name: "address-that-comes-and-goes", config: all_addresses, run: packets::address_later },
     Scenario { name: "node-ports-on-loopback", config: localhost, run: loopback::served_on_loopback },
     Scenario {
@@ -57,6 +59,7 @@ pub const IPVS_SCENARIOS: &[Scenario] = &[
     Scenario { name: "rules-stay-without-agent", config: ipvs, run: restart::rules_stay_without_agent },
     Scenario { name: "killed-while-objects-change", config: ipvs, run: churn::killed_while_objects_change },
     Scenario { name: "arp-is-not-answered", config: ipvs, run: arp::is_not_answered },
+    Scenario { name: "packets-out-of-window", config: ipvs, run: invalid::out_of_window },
     Scenario { name: "mode-switched-and-back", config: usual, run: restart::mode_switched_and_back },
 ];
 

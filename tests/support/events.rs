@@ -67,6 +67,7 @@ pub fn settings() -> Settings {
         local_detection: [LocalDetection::Cidr, LocalDetection::Cidr],
         pod_cidrs: ["10.128.0.0/16", "fd00:10:128::/48"].map(|c| c.parse().expect("a CIDR")).to_vec(),
         service_cidrs: ["10.96.0.0/12", "fd00:10:96::/112"].map(|c| c.parse().expect("a CIDR")).to_vec(),
+        drop_invalid: true,
         ..Settings::default()
     }
 }

@@ -50,6 +50,8 @@ pub struct Tables {
     allowed_sources: Vec<(Key, IpNet)>,
     local_services: BTreeMap<Key, Verdict>,
     masquerade_all: BTreeSet<Key>,
+    /// Looked at for INVALID packets only.
+    serving: BTreeSet<Key>,
     masquerade_own: BTreeSet<Key>,
     hairpin: BTreeSet<IpAddr>,
     ipvs_addresses: BTreeSet<IpAddr>,
@@ -77,6 +79,7 @@ impl Tables {
                 Element::LocalService(key, verdict) => t.local_services.insert(key, verdict).is_none(),
                 Element::MasqueradeAll(key) => t.masquerade_all.insert(key),
                 Element::MasqueradeOwn(key) => t.masquerade_own.insert(key),
+                Element::Serving(endpoint) => t.serving.insert(endpoint),
                 Element::IpvsAddress(address) => t.ipvs_addresses.insert(address),
                 Element::Hairpin(address) => t.hairpin.insert(address),
                 Element::AffinityId(key, id) => t.affinity_ids.insert(key, id).is_none(),

@@ -17,12 +17,14 @@ image. This page is printed from the table in `src/config/reference/table.rs` (`
 - With `--config`, flags that have a field in the file are ignored and named once at start, but for
   `--hostname-override` and the flags about logs. `--master` counts, too.
 - sluice's own are `--manifests PATH`, which takes objects from files in place of an API server, `--node-name`, another name of
-  `--hostname-override`, `--takeover`, `--allowed-external-ips`, `--allowed-load-balancer-ips`, and `ipvs.serviceMetrics`. `sluice dump` and `sluice diff` take the same command line as `sluice run`.
+  `--hostname-override`, `--takeover`, `--allowed-external-ips`,
+  `--allowed-load-balancer-ips`, `--conntrack-drop-invalid` (below), and `ipvs.serviceMetrics`.
+  `sluice dump` and `sluice diff` take the same command line as `sluice run`.
 - The file is read strictly. An unknown field, or a key that is there twice, is one warning that names it; then the
   rest counts. A value of the wrong type, another `apiVersion` or `kind`, and a value that makes no sense are errors;
   all of the latter are named at once, and nothing is touched.
-- When the file changes and makes sense, the process ends, to be started anew, as kube-proxy does; the rules stay. When it
-  does not make sense, a warning says why and the old configuration stays.
+- When the file changes and makes sense, it takes effect by itself (kube-proxy ends to be started anew), with the rules in place
+  all the while. When it does not make sense, a warning says why and the old configuration stays.
 - Durations are Go's: `30s`, `1m30s`, `24h`, `0`. In the file, 0 means the default where upstream says so.
 - Mode `iptables`, and no mode, are served with nftables, which one line at start says.
 - What is *ignored, named* below has no effect here; a value other than the default is named in one line at start.
@@ -31,6 +33,26 @@ image. This page is printed from the table in `src/config/reference/table.rs` (`
   that follow together when the time has passed.
 - Rules are compared with the kernel's whenever somebody else committed to nf_tables, which is asked every 200 ms; there
   is no comparison by the clock, since nothing can have changed.
+";
+
+/// What stands below a topic's table.
+fn remarks(topic: Topic) -> &'static str {
+    match topic {
+        Topic::Conntrack => DROP_INVALID,
+        _ => "",
+    }
+}
+
+const DROP_INVALID: &str = "
+`--conntrack-drop-invalid` (sluice's own, off by default): what conntrack calls INVALID, mostly a TCP segment far out of the window, is
+not translated. An endpoint's segment reaches the client with the endpoint's address, the client answers with a reset, and the
+connection ends: \"connection reset by peer\" in long transfers. The usual remedy is `conntrack.tcpBeLiberal: true`, which `sluice check`
+proposes where it is not set: then such a segment belongs to its connection and is translated. Where that is not wanted, this flag
+drops INVALID packets that come from an endpoint of a Service or go to an address and port of one; those of other connections pass,
+also where only one direction of them comes through this node. With tcpBeLiberal there are no such rules. kube-proxy drops every
+INVALID packet that it forwards in mode iptables, and none in mode nftables. Metric:
+`kubeproxy_iptables_ct_state_invalid_dropped_packets_total`, 0 while the flag is off. The price is one rule for each packet, and one set
+element for each endpoint.
 ";
 
 /// The text of `deploy/CONFIGURATION.md`.
@@ -46,6 +68,7 @@ pub fn page() -> String {
         for entry in TABLE.iter().filter(|entry| entry.topic == topic) {
             let _ = writeln!(out, "{}", row(entry, &defaulted));
         }
+        out.push_str(remarks(topic));
     }
     out
 }

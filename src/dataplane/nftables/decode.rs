@@ -84,7 +84,7 @@ pub struct ObservedHook {
 impl Observed {
     /// The chains that depend on what is served: `endpoints-N` and their like.
     pub fn dynamic_chains(&self) -> impl Iterator<Item = Chain> + '_ {
-        self.chains.iter().filter_map(|chain| chain.chain).filter(|chain| !schema::CHAINS.contains(chain))
+        self.chains.iter().filter_map(|chain| chain.chain).filter(|chain| chain.is_counted())
     }
 
     /// The sets that depend on what is served: `sticky-K`.
@@ -135,13 +135,13 @@ impl Observed {
     }
 
     fn chain_difference(&self, family: Family, structure: &Structure, dynamic: &[Chain]) -> Option<String> {
-        let wanted: Vec<Chain> = schema::CHAINS.into_iter().chain(dynamic.iter().copied()).collect();
+        let wanted: Vec<Chain> = schema::chains(structure).chain(dynamic.iter().copied()).collect();
         for observed in &self.chains {
             let Some(chain) = observed.chain.filter(|chain| wanted.contains(chain)) else {
                 return Some(format!("chain {} is not sluice's or not needed", observed.name));
             };
             let hook = schema::hook(chain).map(|hook| ObservedHook {
-                kind: "nat".to_owned(),
+                kind: hook.kind.to_owned(),
                 hook: hook.hook,
                 priority: hook.priority,
                 policy: NF_ACCEPT,
@@ -305,6 +305,28 @@ fn read_rule<'a>(message: &Message<'a>) -> Result<Option<(&'a str, Vec<Expressio
     let rule =
         get(&a, NFTA_RULE_EXPRESSIONS).map_or(Ok(Vec::new()), |e| Expression::decode_list(e.nested()))?;
     Ok(Some((name(&a, NFTA_RULE_CHAIN)?, rule)))
+}
+
+/// How many packets the counters of a chain's rules have counted; `None` where there is no such chain.
+pub fn counted(socket: &mut Socket, family: Family, chain: Chain) -> Result<Option<u64>, Error> {
+    let mut request = request(NFT_MSG_GETRULE, family);
+    request.display(NFTA_RULE_CHAIN, chain);
+    let mut counted = None;
+    socket.dump(&request, |message| -> Result<(), Error> {
+        let a: Table<'_> = message.attributes().table()?;
+        let Some(expressions) = get(&a, NFTA_RULE_EXPRESSIONS) else { return Ok(()) };
+        for expression in expressions.nested() {
+            let [_, name, data] = expression?.nested().table()?;
+            let (Some(name), Some(data)) = (name, data) else { continue };
+            if name.string()? == Expression::Counter.name() {
+                let data: Table<'_> = data.nested().table()?;
+                let packets = get(&data, NFTA_COUNTER_PACKETS).map_or(Ok(0), |packets| packets.u64())?;
+                *counted.get_or_insert(0) += packets;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(counted)
 }
 
 /// Reads all elements of some sets as they are at one moment, again when interrupted, as often as given.

@@ -70,7 +70,8 @@ pub(crate) fn encode(writer: &mut Writer, element: &Element, with_data: bool) {
         Element::Special(key)
         | Element::Restricted(key)
         | Element::MasqueradeAll(key)
-        | Element::MasqueradeOwn(key) => plain(writer, new().key(key)),
+        | Element::MasqueradeOwn(key)
+        | Element::Serving(key) => plain(writer, new().key(key)),
         Element::Service(key, verdict) | Element::LocalService(key, verdict) => {
             to_verdict(writer, new().key(key), with_data, *verdict);
         }
@@ -234,6 +235,7 @@ fn decode_attributes(family: Family, set: Set, a: &Attributes<'_>) -> Result<Opt
         Set::Restricted => key.only_key().map(|key| Decoded::Element(Element::Restricted(key))),
         Set::MasqueradeAll => key.only_key().map(|key| Decoded::Element(Element::MasqueradeAll(key))),
         Set::MasqueradeOwn => key.only_key().map(|key| Decoded::Element(Element::MasqueradeOwn(key))),
+        Set::Serving => key.only_key().map(|key| Decoded::Element(Element::Serving(key))),
         Set::Services => both(key.only_key(), verdict()?, Element::Service),
         Set::LocalServices => both(key.only_key(), verdict()?, Element::LocalService),
         Set::Slots => both(key.numbers(), verdict()?, |(id, k), v| Element::Slot(id, k, v)),

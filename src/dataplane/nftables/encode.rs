@@ -190,11 +190,12 @@ impl Encoder {
         self.chains(family, structure, |chain| !hooks_later || schema::hook(chain).is_none());
     }
 
-    fn chains(&mut self, family: Family, structure: &Structure, which: impl Fn(Chain) -> bool) {
-        for chain in schema::CHAINS.into_iter().filter(|chain| which(*chain)) {
+    fn chains(&mut self, family: Family, structure: &Structure, which: impl Fn(Chain) -> bool + Copy) {
+        let chains = schema::chains(structure).filter(|chain| which(*chain));
+        for chain in chains.clone() {
             self.chain(family, chain);
         }
-        for chain in schema::CHAINS.into_iter().filter(|chain| which(*chain)) {
+        for chain in chains {
             self.rules(family, chain, structure);
         }
     }
@@ -240,7 +241,7 @@ impl Encoder {
         let w = self.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, family);
         w.display(NFTA_CHAIN_NAME, chain);
         if let Some(hook) = schema::hook(chain) {
-            w.string(NFTA_CHAIN_TYPE, "nat");
+            w.string(NFTA_CHAIN_TYPE, hook.kind);
             w.u32(NFTA_CHAIN_POLICY, NF_ACCEPT);
             w.nested(NFTA_CHAIN_HOOK, |w| {
                 w.u32(NFTA_HOOK_HOOKNUM, hook.hook);

@@ -186,6 +186,8 @@ pub enum Expression {
         /// `NF_NAT_RANGE_*`.
         flags: u32,
     },
+    /// Counts packets and bytes, from 0 on. How many there were is no part of it.
+    Counter,
     /// An ICMP error or a TCP reset.
     Reject {
         /// `NFT_REJECT_*`.
@@ -239,6 +241,7 @@ impl Expression {
             Expression::Immediate { .. } | Expression::Verdict(_) => "immediate",
             Expression::Dnat { .. } => "nat",
             Expression::Masquerade { .. } => "masq",
+            Expression::Counter => "counter",
             Expression::Reject { .. } => "reject",
             Expression::Fib { .. } => "fib",
             Expression::Numgen { .. } => "numgen",
@@ -305,6 +308,7 @@ impl Expression {
                 w.u32(NFTA_NAT_REG_ADDR_MIN, address.number());
                 w.u32(NFTA_NAT_REG_PROTO_MIN, port.number());
             }
+            Expression::Counter => {}
             Expression::Masquerade { flags } => w.u32(NFTA_MASQ_FLAGS, flags),
             Expression::Reject { kind, code } => {
                 w.u32(NFTA_REJECT_TYPE, kind);

@@ -31,7 +31,9 @@ pub fn parts(plan: &Plan, (table, step): (usize, usize)) -> Vec<Part> {
 
 fn part(element: &Element) -> Option<Part> {
     Some(match element {
-        Element::PodCidr(_) | Element::ServiceCidr(_) | Element::IpvsAddress(_) => return None,
+        Element::PodCidr(_) | Element::ServiceCidr(_) | Element::IpvsAddress(_) | Element::Serving(_) => {
+            return None;
+        }
         Element::ClusterIp(address) => Part::ClusterIp(*address),
         Element::Hairpin(address) => Part::Hairpin(*address),
         Element::Slot(id, ..) | Element::Choice(id, ..) => Part::Affinity(*id),

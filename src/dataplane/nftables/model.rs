@@ -54,6 +54,14 @@ pub enum Chain {
     MasqueradeExternal,
     /// Refuses.
     NoEndpoints,
+    /// Base chain: filter prerouting, mangle; only where INVALID packets are dropped.
+    PreroutingInvalid,
+    /// Base chain: filter output, mangle; the same.
+    OutputInvalid,
+    /// INVALID packets: which of them concern Services.
+    Invalid,
+    /// Counts and drops them.
+    DropInvalid,
     /// `endpoints-N`: one of N endpoints at random.
     Endpoints(u32),
     /// `local-N`: one of N node-local endpoints at random.
@@ -117,6 +125,8 @@ pub enum Set {
     Slots,
     /// `choices`: id . 0..N-1 → pick chain, dense.
     Choices,
+    /// `serving`, only where INVALID packets are dropped: endpoints, as their packets' source.
+    Serving,
     /// `sticky-K`: client . id, dynamic with timeout.
     Sticky(u32),
 }
@@ -158,6 +168,8 @@ pub enum Element {
     Slot(u32, u32, Verdict),
     /// In `choices`: id, dense index, the pick chain.
     Choice(u32, u32, Verdict),
+    /// In `serving`: an endpoint.
+    Serving(Key),
 }
 
 impl Element {
@@ -181,6 +193,7 @@ impl Element {
             Element::LocalAffinityId(..) => Set::LocalAffinityIds,
             Element::Slot(..) => Set::Slots,
             Element::Choice(..) => Set::Choices,
+            Element::Serving(_) => Set::Serving,
         }
     }
 }
@@ -194,6 +207,8 @@ pub struct Structure {
     pub masquerade_all: bool,
     /// IPVS translates; the table refuses, restricts and masquerades.
     pub ipvs: bool,
+    /// INVALID packets of connections to Services are dropped.
+    pub drop_invalid: bool,
 }
 
 /// One step of a plan, in one family's table.

@@ -200,6 +200,7 @@ pub fn structure(settings: &Settings, family: Family) -> Structure {
         local_detection: settings.local_detection(family).clone(),
         masquerade_all: settings.masquerade_all,
         ipvs: settings.ipvs.is_some(),
+        drop_invalid: settings.drop_invalid,
     }
 }
 
@@ -229,6 +230,7 @@ pub fn elements(desired: &Desired, translation: &Translation, family: Family) ->
     let in_family = |a: &IpAddr| Family::of(*a) == family;
     out.extend(desired.cluster_ips().filter(in_family).map(Element::ClusterIp));
     out.extend(desired.hairpin().filter(in_family).map(Element::Hairpin));
+    out.extend(desired.serving().filter(|endpoint| endpoint.family() == family).map(Element::Serving));
     for (key, frontend, _) in desired.frontends() {
         if key.family() == family {
             translation.elements_of(*key, frontend, &mut out);
@@ -376,6 +378,9 @@ pub fn plan_changes_keeping(
         }
         for (address, change) in changes.hairpin.iter().filter(|(a, _)| Family::of(**a) == *family) {
             put(*change, Element::Hairpin(*address));
+        }
+        for (endpoint, change) in changes.serving.iter().filter(|(e, _)| e.family() == *family) {
+            put(*change, Element::Serving(*endpoint));
         }
         for (address, change) in held.iter().filter(|(a, _)| Family::of(*a) == *family) {
             put(*change, Element::IpvsAddress(*address));

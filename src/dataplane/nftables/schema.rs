@@ -14,7 +14,7 @@ pub use rule::Rule;
 
 use Field::{
     Constant, DestinationAddress, DestinationPort, L4Protocol, OriginalDestinationAddress,
-    OriginalDestinationPort, PortOf, Priority, Random, SourceAddress,
+    OriginalDestinationPort, PortOf, Priority, Random, SourceAddress, SourcePort,
 };
 use field::{concatenation, family_pick, tlv, tlv_u32, typeof_fields, typeof_verdict};
 use rule::{Side, rule};
@@ -27,6 +27,8 @@ pub const COMMENT: &str = "sluice service proxy";
 
 /// What packets are looked up by.
 const KEY: [Field; 3] = [DestinationAddress, L4Protocol, DestinationPort];
+/// What answers are looked up by.
+const SOURCE_KEY: [Field; 3] = [SourceAddress, L4Protocol, SourcePort];
 /// The same of the connection, before translation.
 const ORIGINAL_KEY: [Field; 3] = [OriginalDestinationAddress, L4Protocol, OriginalDestinationPort];
 /// A client of a service port with session affinity.
@@ -43,7 +45,7 @@ enum Holds {
 }
 
 /// The sets of every table in the order in which nft lists them, which is that of their making.
-const SETS: [(Set, &[Field], Holds); 19] = [
+const SETS: [(Set, &[Field], Holds); 20] = [
     (Set::PodCidrs, &[SourceAddress], Holds::Nothing),
     (Set::ServiceCidrs, &[SourceAddress], Holds::Nothing),
     (Set::ClusterIps, &[SourceAddress], Holds::Nothing),
@@ -83,6 +85,7 @@ const SETS: [(Set, &[Field], Holds); 19] = [
     (Set::Slots, &[Priority, INDEX], Holds::Verdict),
     (Set::Choices, &[Priority, INDEX], Holds::Verdict),
     (Set::IpvsAddresses, &[SourceAddress], Holds::Nothing),
+    (Set::Serving, &SOURCE_KEY, Holds::Nothing),
 ];
 
 /// Clients that all `sticky-K` sets together remember at least; an element is some 104 bytes (6.18). A full set
@@ -99,9 +102,12 @@ pub fn sticky_size(slot: u32) -> u32 {
 /// `sessionAffinityConfig.clientIP.timeoutSeconds`.
 pub const STICKY_TIMEOUT: u32 = 10_800;
 
-/// A base chain's place in the kernel. All are of type nat: established packets run no rule at all.
+/// A base chain's place in the kernel. All are of type nat, so that established packets run no rule at all, but for
+/// those that look for INVALID packets, where the operator asks for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
+    /// `nat` or `filter`.
+    pub kind: &'static str,
     /// `NF_INET_*`.
     pub hook: u32,
     /// Lower runs earlier.
@@ -112,10 +118,14 @@ pub struct Hook {
 
 /// Translation runs before everybody else's (dstnat is -100): at equal priority the newest chain would be first.
 /// Refusing what nobody serves runs after them: once one has translated a packet, these do not run.
-const BASE_CHAINS: [(Chain, Hook); 5] = [
+///
+/// What drops INVALID packets runs after conntrack (-200) and before anything is decided by addresses; a forward chain
+/// would not see those for this host, which it would answer with a reset.
+const BASE_CHAINS: [(Chain, Hook); 7] = [
     (
         Chain::Prerouting,
         Hook {
+            kind: "nat",
             hook: NF_INET_PRE_ROUTING,
             priority: -101,
             text: "type nat hook prerouting priority dstnat - 1; policy accept;",
@@ -124,6 +134,7 @@ const BASE_CHAINS: [(Chain, Hook); 5] = [
     (
         Chain::Output,
         Hook {
+            kind: "nat",
             hook: NF_INET_LOCAL_OUT,
             priority: -101,
             text: "type nat hook output priority -101; policy accept;",
@@ -132,6 +143,7 @@ const BASE_CHAINS: [(Chain, Hook); 5] = [
     (
         Chain::PreroutingUnclaimed,
         Hook {
+            kind: "nat",
             hook: NF_INET_PRE_ROUTING,
             priority: -50,
             text: "type nat hook prerouting priority -50; policy accept;",
@@ -140,6 +152,7 @@ const BASE_CHAINS: [(Chain, Hook); 5] = [
     (
         Chain::OutputUnclaimed,
         Hook {
+            kind: "nat",
             hook: NF_INET_LOCAL_OUT,
             priority: -50,
             text: "type nat hook output priority -50; policy accept;",
@@ -148,15 +161,34 @@ const BASE_CHAINS: [(Chain, Hook); 5] = [
     (
         Chain::Postrouting,
         Hook {
+            kind: "nat",
             hook: NF_INET_POST_ROUTING,
             priority: 100,
             text: "type nat hook postrouting priority srcnat; policy accept;",
         },
     ),
+    (
+        Chain::PreroutingInvalid,
+        Hook {
+            kind: "filter",
+            hook: NF_INET_PRE_ROUTING,
+            priority: -150,
+            text: "type filter hook prerouting priority mangle; policy accept;",
+        },
+    ),
+    (
+        Chain::OutputInvalid,
+        Hook {
+            kind: "filter",
+            hook: NF_INET_LOCAL_OUT,
+            priority: -150,
+            text: "type filter hook output priority mangle; policy accept;",
+        },
+    ),
 ];
 
-/// The chains of every table in the order in which nft lists them.
-pub const CHAINS: [Chain; 11] = [
+/// The chains that do not depend on what is served, in the order in which nft lists them.
+const CHAINS: [Chain; 15] = [
     Chain::Prerouting,
     Chain::Output,
     Chain::Services,
@@ -168,12 +200,29 @@ pub const CHAINS: [Chain; 11] = [
     Chain::AfterDnat,
     Chain::MasqueradeExternal,
     Chain::NoEndpoints,
+    Chain::PreroutingInvalid,
+    Chain::OutputInvalid,
+    Chain::Invalid,
+    Chain::DropInvalid,
 ];
+
+/// The chains of a table of this structure but for those of a count.
+pub fn chains(structure: &Structure) -> impl Iterator<Item = Chain> + Clone + use<> {
+    let drop_invalid = structure.drop_invalid;
+    CHAINS.into_iter().filter(move |chain| match chain {
+        Chain::PreroutingInvalid | Chain::OutputInvalid | Chain::Invalid | Chain::DropInvalid => drop_invalid,
+        _ => true,
+    })
+}
 
 /// The sets of a table of this structure; `sticky-K` is made when it is needed.
 pub fn sets(structure: &Structure) -> impl Iterator<Item = Set> + use<> {
-    let ipvs = structure.ipvs;
-    SETS.into_iter().map(|(set, ..)| set).filter(move |set| ipvs || *set != Set::IpvsAddresses)
+    let (ipvs, drop_invalid) = (structure.ipvs, structure.drop_invalid);
+    SETS.into_iter().map(|(set, ..)| set).filter(move |set| match set {
+        Set::IpvsAddresses => ipvs,
+        Set::Serving => drop_invalid,
+        _ => true,
+    })
 }
 
 /// Where a set is in the order of their making.
@@ -348,6 +397,9 @@ pub fn rules(family: Family, chain: Chain, structure: &Structure) -> Vec<Rule> {
         // A reset, not an ICMP error, for TCP: IPv6 connect() acts on an unreachable port only at its second
         // SYN, a second later.
         Chain::NoEndpoints => vec![new().protocol(Protocol::Tcp).reset(), new().reject()],
+        Chain::PreroutingInvalid | Chain::OutputInvalid => vec![new().invalid().goto(Chain::Invalid)],
+        Chain::Invalid => invalid(family),
+        Chain::DropInvalid => vec![new().counter().verdict(Verdict::Drop)],
         Chain::Endpoints(n) => translate(Random(n, 0)).into(),
         Chain::Local(n) => translate(Random(n, LOCAL_OFFSET)).into(),
         Chain::Pick(timeout, slot) => {
@@ -452,6 +504,18 @@ fn masquerade_external(family: Family) -> Vec<Rule> {
     let own =
         Protocol::ALL.into_iter().map(|p| of(p, Set::MasqueradeOwn).local(Side::Source, true).masquerade());
     all.chain(own).collect()
+}
+
+/// INVALID packets are not translated, so they carry the addresses that they were sent with: answers the endpoint's,
+/// requests the Service's.
+fn invalid(family: Family) -> Vec<Rule> {
+    let of = |fields: &[Field], set| rule(family).lookup(fields, set).goto(Chain::DropInvalid);
+    vec![
+        of(&SOURCE_KEY, Set::Serving),
+        of(&[DestinationAddress], Set::ClusterIps),
+        of(&KEY, Set::MasqueradeAll),
+        of(&KEY, Set::MasqueradeOwn),
+    ]
 }
 
 /// Looks for the client in each slot, else chooses. The service port's id travels in the packet's priority, on

@@ -123,11 +123,14 @@ pub const NFT_META_L4PROTO: u32 = 16;
 pub const NFTA_CT_DREG: u16 = 1;
 pub const NFTA_CT_KEY: u16 = 2;
 pub const NFTA_CT_DIRECTION: u16 = 3;
+pub const NFT_CT_STATE: u32 = 0;
 pub const NFT_CT_DIRECTION: u32 = 1;
 pub const NFT_CT_STATUS: u32 = 2;
 pub const NFT_CT_PROTO_DST: u32 = 12;
 pub const NFT_CT_DST_IP: u32 = 20;
 pub const NFT_CT_DST_IP6: u32 = 22;
+/// A bit of `ct state`: `invalid`.
+pub const NF_CT_STATE_INVALID_BIT: u32 = 1;
 pub const IP_CT_DIR_ORIGINAL: u8 = 0;
 /// A bit of `ct status`: `dnat`.
 pub const IPS_DST_NAT: u32 = 1 << 5;
@@ -168,6 +171,8 @@ pub const NF_NAT_RANGE_IMPLIED: u32 = 0x3;
 pub const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
 pub const NFTA_MASQ_FLAGS: u16 = 1;
+
+pub const NFTA_COUNTER_PACKETS: u16 = 2;
 
 pub const NFTA_REJECT_TYPE: u16 = 1;
 pub const NFTA_REJECT_ICMP_CODE: u16 = 2;

@@ -56,6 +56,7 @@ fn element(family: Family) -> impl Strategy<Value = Element> {
         key(family).prop_map(Element::Restricted),
         key(family).prop_map(Element::MasqueradeAll),
         key(family).prop_map(Element::MasqueradeOwn),
+        key(family).prop_map(Element::Serving),
         (key(family), verdict()).prop_map(|(k, v)| Element::Service(k, v)),
         (key(family), verdict()).prop_map(|(k, v)| Element::LocalService(k, v)),
         (any::<u32>(), any::<u32>(), verdict()).prop_map(|(i, k, v)| Element::Slot(i, k, v)),
@@ -110,7 +111,7 @@ proptest! {
 
     #[test]
     fn reading_any_bytes_does_not_panic(bytes: Vec<u8>, family in family(), index in 0..18usize) {
-        let set = schema::sets(&super::super::model::Structure { ipvs: true, ..Default::default() }).chain([Set::Sticky(3)]).nth(index).unwrap();
+        let set = schema::sets(&super::super::model::Structure { ipvs: true, drop_invalid: true, ..Default::default() }).chain([Set::Sticky(3)]).nth(index).unwrap();
         let _ = decode(family, set, Attribute { kind: NFTA_LIST_ELEM, value: &bytes });
     }
 

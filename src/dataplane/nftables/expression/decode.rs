@@ -79,6 +79,7 @@ fn decode(name: &str, a: &Table<'_>) -> Result<Expression, Foreign> {
         "masq" if get(a, 2).is_none() && get(a, 3).is_none() => {
             Expression::Masquerade { flags: optional(a, NFTA_MASQ_FLAGS)? }
         }
+        "counter" => Expression::Counter,
         "reject" => {
             let kind = number(a, NFTA_REJECT_TYPE)?;
             let code = get(a, NFTA_REJECT_ICMP_CODE).map(|code| code.u8()).transpose()?;

@@ -17,6 +17,8 @@ pub enum Field {
     DestinationAddress,
     /// `meta l4proto`.
     L4Protocol,
+    /// `th sport`.
+    SourcePort,
     /// `th dport`.
     DestinationPort,
     /// `tcp dport` and its like: only packets of this protocol have it.
@@ -61,6 +63,7 @@ const IPHDR_SADDR: u32 = 11;
 const IPHDR_DADDR: u32 = 12;
 const IP6HDR_SADDR: u32 = 8;
 const IP6HDR_DADDR: u32 = 9;
+const THDR_SPORT: u32 = 1;
 const THDR_DPORT: u32 = 2;
 
 impl Field {
@@ -71,7 +74,10 @@ impl Field {
                 family_pick(family, 4, 16)
             }
             Field::L4Protocol => 1,
-            Field::DestinationPort | Field::PortOf(_) | Field::OriginalDestinationPort => 2,
+            Field::SourcePort
+            | Field::DestinationPort
+            | Field::PortOf(_)
+            | Field::OriginalDestinationPort => 2,
             Field::Random(..) | Field::Constant(_) | Field::Priority => 4,
         }
     }
@@ -83,7 +89,10 @@ impl Field {
                 family_pick(family, TYPE_IPADDR, TYPE_IP6ADDR)
             }
             Field::L4Protocol => TYPE_INET_PROTOCOL,
-            Field::DestinationPort | Field::PortOf(_) | Field::OriginalDestinationPort => TYPE_INET_SERVICE,
+            Field::SourcePort
+            | Field::DestinationPort
+            | Field::PortOf(_)
+            | Field::OriginalDestinationPort => TYPE_INET_SERVICE,
             Field::Random(..) | Field::Constant(_) => TYPE_INTEGER,
             Field::Priority => TYPE_CLASSID,
         }
@@ -95,6 +104,7 @@ impl Field {
             Field::SourceAddress => family_pick(family, "ip saddr", "ip6 saddr"),
             Field::DestinationAddress => family_pick(family, "ip daddr", "ip6 daddr"),
             Field::L4Protocol => "meta l4proto",
+            Field::SourcePort => "th sport",
             Field::DestinationPort => "th dport",
             Field::PortOf(Protocol::Tcp) => "tcp dport",
             Field::PortOf(Protocol::Udp) => "udp dport",
@@ -122,6 +132,9 @@ impl Field {
             Field::SourceAddress => network(family_pick(family, 12, 8)),
             Field::DestinationAddress => network(family_pick(family, 16, 24)),
             Field::L4Protocol => Expression::Meta { key: NFT_META_L4PROTO, to },
+            Field::SourcePort => {
+                Expression::Payload { base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: 0, length: 2, to }
+            }
             Field::DestinationPort | Field::PortOf(_) => {
                 Expression::Payload { base: NFT_PAYLOAD_TRANSPORT_HEADER, offset: 2, length: 2, to }
             }
@@ -155,6 +168,7 @@ impl Field {
                 header(out, ip, family_pick(family, IPHDR_DADDR, IP6HDR_DADDR));
             }
             Field::L4Protocol => meta(out, NFT_META_L4PROTO),
+            Field::SourcePort => header(out, PROTO_DESC_TH, THDR_SPORT),
             Field::DestinationPort | Field::OriginalDestinationPort => header(out, PROTO_DESC_TH, THDR_DPORT),
             Field::PortOf(protocol) => {
                 let protocol = match protocol {

@@ -69,6 +69,15 @@ impl Rule {
         self.expressions.push(Expression::Cmp { from: Register::FIRST, operation, data });
     }
 
+    /// Whether a property of the connection has this bit.
+    fn has_bit(&mut self, key: u32, bit: u32) {
+        let register = Register::FIRST;
+        self.expressions.push(Expression::Ct { key, direction: None, to: register });
+        let (mask, xor) = (Data::host(bit), Data::host(0));
+        self.expressions.push(Expression::Bitwise { from: register, to: register, mask, xor });
+        self.compare(false, Data::host(0));
+    }
+
     /// `FIELDS @SET`.
     pub(super) fn lookup(mut self, fields: &[Field], set: Set) -> Rule {
         self.say(format_args!("{} @{set}", concatenation(self.family, fields)));
@@ -179,11 +188,21 @@ impl Rule {
     /// `ct status dnat`.
     pub(super) fn translated(mut self) -> Rule {
         self.say(format_args!("ct status dnat"));
-        let register = Register::FIRST;
-        self.expressions.push(Expression::Ct { key: NFT_CT_STATUS, direction: None, to: register });
-        let (mask, xor) = (Data::host(IPS_DST_NAT), Data::host(0));
-        self.expressions.push(Expression::Bitwise { from: register, to: register, mask, xor });
-        self.compare(false, Data::host(0));
+        self.has_bit(NFT_CT_STATUS, IPS_DST_NAT);
+        self
+    }
+
+    /// `ct state invalid`: conntrack could not make it fit a connection, and no translation is applied.
+    pub(super) fn invalid(mut self) -> Rule {
+        self.say(format_args!("ct state invalid"));
+        self.has_bit(NFT_CT_STATE, NF_CT_STATE_INVALID_BIT);
+        self
+    }
+
+    /// `counter`.
+    pub(super) fn counter(mut self) -> Rule {
+        self.say(format_args!("counter packets 0 bytes 0"));
+        self.expressions.push(Expression::Counter);
         self
     }
 

@@ -53,7 +53,9 @@ fn user_data_is_that_of_nft() {
 fn user_data_fits_what_the_kernel_takes() {
     const NFT_USERDATA_MAXLEN: usize = 256;
     for family in Family::ALL {
-        for set in sets(&Structure { ipvs: true, ..Structure::default() }).chain([Set::Sticky(0)]) {
+        for set in sets(&Structure { ipvs: true, drop_invalid: true, ..Structure::default() })
+            .chain([Set::Sticky(0)])
+        {
             assert!(set_user_data(family, set).len() <= NFT_USERDATA_MAXLEN, "{set}");
         }
     }
@@ -74,6 +76,7 @@ fn structures() -> Vec<Structure> {
         local_detection: local_detection.clone(),
         masquerade_all,
         ipvs,
+        drop_invalid: masquerade_all || ipvs,
     };
     detections.iter().flat_map(|d| [one(d, false, false), one(d, true, false), one(d, false, true)]).collect()
 }

@@ -13,7 +13,7 @@ use super::super::model::{Chain, Element, Key, Set, Verdict};
 pub struct UnknownName;
 
 /// Chains whose names have no number in them.
-const PLAIN_CHAINS: [(Chain, &str); 11] = [
+const PLAIN_CHAINS: [(Chain, &str); 15] = [
     (Chain::Prerouting, "prerouting"),
     (Chain::Output, "output"),
     (Chain::PreroutingUnclaimed, "prerouting-unclaimed"),
@@ -25,6 +25,10 @@ const PLAIN_CHAINS: [(Chain, &str); 11] = [
     (Chain::AfterDnat, "after-dnat"),
     (Chain::MasqueradeExternal, "masquerade-external"),
     (Chain::NoEndpoints, "no-endpoints"),
+    (Chain::PreroutingInvalid, "prerouting-invalid"),
+    (Chain::OutputInvalid, "output-invalid"),
+    (Chain::Invalid, "invalid"),
+    (Chain::DropInvalid, "drop-invalid"),
 ];
 
 impl fmt::Display for Chain {
@@ -77,7 +81,7 @@ fn number(text: &str) -> Result<u32, UnknownName> {
     text.parse().ok().filter(|_| canonical).ok_or(UnknownName)
 }
 
-const PLAIN_SETS: [(Set, &str); 19] = [
+const PLAIN_SETS: [(Set, &str); 20] = [
     (Set::PodCidrs, "pod-cidrs"),
     (Set::ServiceCidrs, "service-cidrs"),
     (Set::ClusterIps, "cluster-ips"),
@@ -97,6 +101,7 @@ const PLAIN_SETS: [(Set, &str); 19] = [
     (Set::LocalAffinityIds, "local-affinity-ids"),
     (Set::Slots, "slots"),
     (Set::Choices, "choices"),
+    (Set::Serving, "serving"),
 ];
 
 impl fmt::Display for Set {
@@ -185,7 +190,8 @@ impl fmt::Display for ElementKey<'_> {
             | Element::MasqueradeAll(key)
             | Element::MasqueradeOwn(key)
             | Element::AffinityId(key, _)
-            | Element::LocalAffinityId(key, _) => write!(f, "{}", Concatenated(key)),
+            | Element::LocalAffinityId(key, _)
+            | Element::Serving(key) => write!(f, "{}", Concatenated(key)),
         }
     }
 }

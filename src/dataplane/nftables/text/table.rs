@@ -56,7 +56,7 @@ impl Table<'_> {
         let mut dynamic_chains = self.chains.clone();
         dynamic_chains.sort_unstable();
         dynamic_chains.dedup();
-        for chain in schema::CHAINS.into_iter().chain(dynamic_chains) {
+        for chain in schema::chains(&self.structure).chain(dynamic_chains) {
             write_chain(out, family, chain, &self.structure)?;
         }
         writeln!(out, "}}")
