@@ -185,7 +185,7 @@ fn cluster_ips(spec: &objects::ServiceSpec) -> Result<Vec<IpAddr>, Invalid> {
     };
     let mut addresses: Vec<IpAddr> = Vec::with_capacity(list.len());
     for (field, text) in list.iter().filter(|(_, text)| !text.is_empty()) {
-        let ip = address(field, text)?;
+        let ip = unicast(field, text, "a Service's")?;
         if addresses.iter().any(|other| Family::of(*other) == Family::of(ip)) {
             return Err(Invalid::new(
                 field,
@@ -250,7 +250,7 @@ fn own_addresses<'a>(
     let mut addresses = Vec::new();
     for (i, text) in list.enumerate().filter_map(|(i, text)| Some((i, text?))) {
         let field = format!("{field}[{i}]");
-        match address(&field, text) {
+        match unicast(&field, text, "a Service's") {
             Ok(ip) if !has(Family::of(ip)) => {
                 let family = Family::of(ip);
                 let problem = format!("{ip} is left out: the Service has no {family} ClusterIP");
@@ -388,12 +388,9 @@ fn endpoint(
     let Some(first) = object.addresses.first() else {
         return Err(Invalid::new(format!("endpoints[{index}].addresses"), "is empty"));
     };
-    let address = address(&field(), first)?;
+    let address = unicast(&field(), first, "an endpoint's")?;
     if Family::of(address) != family {
         return Err(Invalid::new(field(), format!("{address} is not of the slice's addressType {family}")));
-    }
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-        return Err(Invalid::new(field(), format!("{address} cannot be an endpoint's address")));
     }
     let conditions = object.conditions;
     let ready = conditions.ready.unwrap_or(true);
@@ -463,6 +460,16 @@ pub fn service_cidr(object: &objects::ServiceCidr, names: &mut Interner) -> Outc
             Outcome::Value(ServiceCidr { name: names.intern(&object.metadata.name), cidrs }, warnings)
         }
         Err(invalid) => Outcome::Invalid(invalid),
+    }
+}
+
+/// An address of one host, whose it is: not one of every host's own (127.0.0.0/8, ::1), of many, or of none.
+fn unicast(field: &str, text: &str, whose: &str) -> Result<IpAddr, Invalid> {
+    let address = address(field, text)?;
+    let broadcast = address == IpAddr::from([255; 4]);
+    match address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast {
+        true => Err(Invalid::new(field, format!("{address} cannot be {whose} address"))),
+        false => Ok(address),
     }
 }
 

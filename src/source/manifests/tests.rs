@@ -188,6 +188,25 @@ fn entries_that_make_no_sense_are_left_out_alone() {
     assert_eq!(load.warnings.len(), 4, "{:?}", load.warnings);
 }
 
+/// An address of every host is nobody's to claim: the agent would open a port there for it.
+#[test]
+fn loopback_and_its_like_are_nobodys_address() {
+    let v4 = ["127.0.0.1", "127.1.2.3", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::ffff:127.0.0.1"];
+    for address in v4.into_iter().chain(["::1", "::", "ff02::1"]) {
+        let load = service(&format!(
+            "type: LoadBalancer, clusterIPs: [10.96.0.1, 'fd00::1'], externalIPs: [203.0.113.1, '{address}'], \
+             ports: [{{port: 80}}]}}\nstatus: {{loadBalancer: {{ingress: [{{ip: '{address}'}}]}}}}"
+        ));
+        let made = only_service(&load);
+        assert_eq!(made.external_ips, ["203.0.113.1".parse::<std::net::IpAddr>().unwrap()], "{address}");
+        assert!(made.load_balancer_ips.is_empty(), "{address}");
+        let fields = load.warnings.iter().filter(|w| w.contains("cannot be a Service's address")).count();
+        assert_eq!(fields, 2, "{:?}", load.warnings);
+        let load = service(&format!("clusterIP: '{address}', ports: [{{port: 80}}]}}"));
+        assert!(load.warnings[0].contains("cannot be a Service's address"), "{:?}", load.warnings);
+    }
+}
+
 #[test]
 fn what_is_not_for_this_proxy_is_ignored() {
     for object in [
