@@ -207,6 +207,11 @@ impl<P: Ord + Clone> Ports<P> {
         self.open.keys()
     }
 
+    /// How many could not be had.
+    pub fn missing(&self) -> usize {
+        self.missing.len()
+    }
+
     /// Waits until it is time to try again what could not be had; for ever if there is nothing.
     pub async fn retry(&self) {
         if self.missing.is_empty() {

@@ -80,6 +80,17 @@ const RELAY_FAILURES: Named = (
     "NodePorts that could not be opened on a loopback address",
 );
 
+const HEALTH_CHECK_PORTS_MISSING: Named = (
+    "sluice_health_check_ports_missing",
+    "healthCheckNodePorts that cannot be bound, by address: load balancers send nothing to this node",
+);
+const RELAY_CONNECTIONS: Named =
+    ("sluice_localhost_nodeport_connections", "Connections to NodePorts on loopback addresses; at most 2048");
+const RELAY_DELAYED: Named = (
+    "sluice_localhost_nodeport_connections_delayed_total",
+    "Connections to NodePorts on loopback addresses that had to wait until others ended",
+);
+
 const NFTABLES_CLEANUP_FAILURES: Named = (
     "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
     "Cumulative proxy nftables cleanup failures",
@@ -133,6 +144,10 @@ const DRIFT_REPAIRED: Named = (
 const FORWARD_DROPS: Named = (
     "sluice_forward_drops",
     "Base chains of other programs that drop packets which go through this host, Services' among them",
+);
+const NODE_PORT_DROPS: Named = (
+    "sluice_node_port_drops",
+    "Base chains of other programs with rules that drop connections by the ports of NodePorts",
 );
 const INVALID_OBJECTS: Named = (
     "sluice_invalid_objects_total",
@@ -215,10 +230,16 @@ pub struct Metrics {
     pub healthz: IntCounterVec,
     /// Answers of `/livez` by status code.
     pub livez: IntCounterVec,
+    /// Health check ports that cannot be bound.
+    pub health_check_ports_missing: IntGauge,
     /// NodePorts that are open on a loopback address.
     pub relay_listeners: [IntGauge; 2],
     /// Those that could not be opened.
     pub relay_failures: [IntCounter; 2],
+    /// Connections to NodePorts on loopback addresses.
+    pub relay_connections: IntGauge,
+    /// Those that had to wait, since there were too many.
+    pub relay_delayed: IntCounter,
     /// Steps that a sync applied.
     pub sync_steps: Histogram,
     /// Seconds of each transaction.
@@ -251,6 +272,8 @@ pub struct Metrics {
     pub drift_repaired: IntCounter,
     /// Chains of others that drop what goes through this host.
     pub forward_drops: IntGauge,
+    /// Chains of others that drop NodePorts.
+    pub node_port_drops: IntGauge,
     /// Objects that were left out because they make no sense.
     pub invalid_objects: IntCounter,
     /// Claims of Services that were not granted.
@@ -285,12 +308,15 @@ impl Metrics {
             no_local_external: by_family(no_local, |vec, f| vec.with_label_values(&[f, "external"])),
             healthz: counter_vec(r, HEALTHZ, "code")?,
             livez: counter_vec(r, LIVEZ, "code")?,
+            health_check_ports_missing: gauge(r, HEALTH_CHECK_PORTS_MISSING)?,
             relay_listeners: by_family(gauge_vec(r, RELAY_LISTENERS, &[FAMILY])?, |vec, family| {
                 vec.with_label_values(&[family])
             }),
             relay_failures: by_family(counter_vec(r, RELAY_FAILURES, FAMILY)?, |vec, family| {
                 vec.with_label_values(&[family])
             }),
+            relay_connections: gauge(r, RELAY_CONNECTIONS)?,
+            relay_delayed: counter(r, RELAY_DELAYED)?,
             sync_steps: histogram(r, SYNC_STEPS, step_buckets()?)?,
             commit_duration: histogram(r, COMMIT_DURATION, sync_buckets()?)?,
             conntrack_duration: histograms(r, CONNTRACK_DURATION, sync_buckets()?)?,
@@ -312,6 +338,7 @@ impl Metrics {
             drift_detected: counter(r, DRIFT_DETECTED)?,
             drift_repaired: counter(r, DRIFT_REPAIRED)?,
             forward_drops: gauge(r, FORWARD_DROPS)?,
+            node_port_drops: gauge(r, NODE_PORT_DROPS)?,
             invalid_objects: counter(r, INVALID_OBJECTS)?,
             refused_claims: counter(r, REFUSED_CLAIMS)?,
             events: counter_vec(r, EVENTS, "result")?,

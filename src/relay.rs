@@ -18,10 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
+use prometheus::IntGauge;
 use rustc_hash::FxHashMap;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
@@ -45,7 +46,9 @@ pub struct Relay {
     state: Mutex<State>,
     changed: Notify,
     connections: Arc<Semaphore>,
-    /// The warning that there are too many is out.
+    /// How many there may be.
+    limit: usize,
+    /// The warning that there are too many is out. It is due again once half of them have ended.
     crowded: AtomicBool,
     metrics: Arc<Metrics>,
 }
@@ -75,10 +78,16 @@ impl Backend {
 impl Relay {
     /// One that knows of no port yet.
     pub fn new(metrics: Arc<Metrics>) -> Relay {
+        Relay::with_limit(metrics, CONNECTIONS)
+    }
+
+    /// One that has so many connections at a time.
+    fn with_limit(metrics: Arc<Metrics>, limit: usize) -> Relay {
         Relay {
             state: Mutex::default(),
             changed: Notify::new(),
-            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            connections: Arc::new(Semaphore::new(limit)),
+            limit,
             crowded: AtomicBool::new(false),
             metrics,
         }
@@ -169,12 +178,7 @@ impl Relay {
         let random = RandomState::new();
         for number in 0u64.. {
             let client = listen::accept(&listener).await;
-            let Ok(permit) = self.connections.clone().acquire_owned().await else { return };
-            if self.connections.available_permits() == 0 && !self.crowded.swap(true, Ordering::Relaxed) {
-                warn!(
-                    "NodePorts on loopback have {CONNECTIONS} connections, the most there may be; more have to wait"
-                );
-            }
+            let Some(permit) = self.permit().await else { return };
             let endpoint = self.choose(port, random.hash_one(number));
             tokio::spawn(async move {
                 if let Err(error) = relay(client, endpoint).await {
@@ -183,6 +187,42 @@ impl Relay {
                 drop(permit);
             });
         }
+    }
+
+    /// Room for one more connection, as soon as there is some.
+    async fn permit(&self) -> Option<Permit> {
+        let permit = match self.connections.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.metrics.relay_delayed.inc();
+                if !self.crowded.swap(true, Ordering::Relaxed) {
+                    warn!(
+                        "NodePorts on loopback have {} connections, the most there may be; more wait until one of them \
+                         ends. Where programs of this host need so many, let them use the ClusterIP or a NodePort on \
+                         the node's address",
+                        self.limit
+                    );
+                }
+                self.connections.clone().acquire_owned().await.ok()?
+            }
+        };
+        if self.connections.available_permits() >= self.limit / 2 {
+            self.crowded.store(false, Ordering::Relaxed);
+        }
+        self.metrics.relay_connections.inc();
+        Some(Permit { _permit: permit, open: self.metrics.relay_connections.clone() })
+    }
+}
+
+/// A connection's place among those that there may be.
+struct Permit {
+    _permit: OwnedSemaphorePermit,
+    open: IntGauge,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.open.dec();
     }
 }
 

@@ -24,7 +24,8 @@ pub fn start(
 ) -> anyhow::Result<JoinSet<()>> {
     let (status, metrics) = (reporting.status.clone(), reporting.metrics.clone());
     let mut tasks = JoinSet::new();
-    tasks.spawn(reporting.service_checks.clone().serve(status.clone(), reporting.events.clone()));
+    let missing = reporting.metrics.health_check_ports_missing.clone();
+    tasks.spawn(reporting.service_checks.clone().serve(status.clone(), reporting.events.clone(), missing));
     let servers: [(&str, _, Route, _); 2] = [
         (
             "--healthz-bind-address",

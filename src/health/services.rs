@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use hyper::StatusCode;
 use hyper::header::HeaderName;
+use prometheus::IntGauge;
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 use tokio::sync::{Notify, Semaphore};
@@ -117,8 +118,8 @@ impl ServiceChecks {
         http::with_header(http::json(status, body), WEIGHT, endpoints as u64)
     }
 
-    /// Keeps the ports open that Services ask for; ends never.
-    pub async fn serve(self: Arc<Self>, status: Arc<Status>, events: Events) {
+    /// Keeps the ports open that Services ask for, and counts in `missing` those that cannot be had; ends never.
+    pub async fn serve(self: Arc<Self>, status: Arc<Status>, events: Events, missing: IntGauge) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         let what = |(name, address): &Port| format!("health check port {} of Service {name}", address.port());
         let mut ports = Ports::default();
@@ -144,6 +145,7 @@ impl ServiceChecks {
                 }
             };
             ports.set(self.ports(), bind, tell).await;
+            missing.set(ports.missing() as i64);
             tokio::select! {
                 () = self.ports_changed.notified() => {}
                 () = ports.retry() => {}

@@ -134,6 +134,54 @@ async fn a_port_is_open_while_there_are_endpoints_and_connections_stay() {
 }
 
 #[tokio::test]
+async fn connections_beyond_the_limit_wait_for_others_to_end() {
+    const LIMIT: usize = 2;
+    let [address, _] = localhost();
+    let server = TcpListener::bind((address, 0)).await.unwrap();
+    let relay = Arc::new(Relay::with_limit(Arc::new(Metrics::new().unwrap()), LIMIT));
+    let metrics = relay.metrics.clone();
+    let port = SocketAddr::new(address, free_port());
+    tokio::spawn(relay.clone().serve());
+    relay.update([(key(address, port.port()), backend(&[server.local_addr().unwrap()]))], true);
+    let mut open = Vec::new();
+    for _ in 0..LIMIT {
+        open.push((connected(port).await, server.accept().await.unwrap().0));
+    }
+    assert_eq!((metrics.relay_connections.get(), metrics.relay_delayed.get()), (2, 0));
+    assert!(!relay.crowded.load(Ordering::Relaxed), "as many as may be, and nobody waits");
+    let mut waiting = [connected(port).await, connected(port).await];
+    waiting[0].write_all(b"first").await.unwrap();
+    let patience = Duration::from_millis(200);
+    timeout(patience, server.accept()).await.expect_err("it goes to no endpoint yet");
+    assert_eq!((metrics.relay_connections.get(), metrics.relay_delayed.get()), (2, 1));
+    assert!(relay.crowded.load(Ordering::Relaxed), "the warning is out");
+    // Those that there are do not suffer.
+    let (client, accepted) = &mut open[1];
+    client.write_all(b"still").await.unwrap();
+    let mut bytes = [0; 5];
+    accepted.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"still");
+    // In the order in which they came.
+    drop(open.remove(0));
+    let (mut accepted, _) = server.accept().await.unwrap();
+    accepted.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"first");
+    drop((open, waiting, accepted));
+    // The second of those that waited.
+    drop(server.accept().await.unwrap());
+    // All have ended: the next crowd is news again.
+    let ended = async {
+        while metrics.relay_connections.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), ended).await.expect("they end");
+    drop(connected(port).await);
+    server.accept().await.unwrap();
+    assert!(!relay.crowded.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
 async fn an_endpoint_that_refuses_is_a_reset() {
     let [address, _] = localhost();
     let relay = relay_of_nothing();

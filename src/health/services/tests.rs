@@ -15,6 +15,10 @@ fn name(name: &str) -> ObjectName {
     ObjectName::new("ns", name)
 }
 
+fn missing() -> IntGauge {
+    IntGauge::new("missing", "ports that cannot be had").unwrap()
+}
+
 fn localhost() -> Vec<IpAddr> {
     vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()]
 }
@@ -72,7 +76,7 @@ async fn ports_open_and_close_with_their_services() {
     let [v4, v6] = [localhost()[0], localhost()[1]];
     let (first, second) = (free_port(), free_port());
     let checks = Arc::new(ServiceChecks::default());
-    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default()));
+    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default(), missing()));
     checks.replace([(name("a"), check(first, Some(1), Some(0)))].into_iter().collect(), &localhost());
     eventually(v4, first, Some(200)).await;
     eventually(v6, first, Some(503)).await;
@@ -101,15 +105,17 @@ async fn a_port_that_is_taken_is_tried_again_and_hinders_no_other() {
     let other = free_port();
     let taken = std::net::TcpListener::bind((v4, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
-    let checks = Arc::new(ServiceChecks::default());
-    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default()));
+    let (checks, gauge) = (Arc::new(ServiceChecks::default()), missing());
+    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default(), gauge.clone()));
     let both = [(name("a"), check(port, Some(1), None)), (name("b"), check(other, Some(1), None))];
     checks.replace(both.into_iter().collect(), &[v4]);
     eventually(v4, other, Some(200)).await;
+    assert_eq!(gauge.get(), 1);
     drop(taken);
     // Sooner than the retry: something else changes.
     checks.update([(name("b"), None)]);
     eventually(v4, port, Some(200)).await;
+    assert_eq!(gauge.get(), 0);
     task.abort();
 }
 
@@ -117,7 +123,7 @@ async fn a_port_that_is_taken_is_tried_again_and_hinders_no_other() {
 async fn hundreds_of_ports_are_open_at_once() {
     let v4 = localhost()[0];
     let checks = Arc::new(ServiceChecks::default());
-    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default()));
+    let task = tokio::spawn(checks.clone().serve(Arc::default(), Events::default(), missing()));
     // Ports that are free now; found by holding them all at once.
     let held: Vec<_> = (0..300).map(|_| std::net::TcpListener::bind((v4, 0)).unwrap()).collect();
     let ports: Vec<u16> = held.iter().map(|l| l.local_addr().unwrap().port()).collect();
