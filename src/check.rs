@@ -96,7 +96,7 @@ pub(crate) struct Host<'a> {
 type Check = fn(&mut Host<'_>);
 
 /// The checks by name, in the order in which they are made.
-const CHECKS: [(&str, Check); 13] = [
+const CHECKS: [(&str, Check); 14] = [
     ("kernel", kernel::features),
     ("conntrack", kernel::conntrack),
     ("invalid-packets", kernel::invalid_packets),
@@ -107,6 +107,7 @@ const CHECKS: [(&str, Check); 13] = [
     ("other-proxies", proxies::others),
     ("forward", filters::forward),
     ("input", filters::input),
+    ("node-ports", filters::node_ports),
     ("translations", translations::foreign),
     ("br-netfilter", settings::bridges),
     ("api-server", api::through_itself),
@@ -118,7 +119,7 @@ pub fn check(config: &Config, cluster: Option<&Cluster>, api: Option<IpAddr>) ->
     let mut host = Host { config, cluster, api, tables: Vec::new(), rules_known: true, found: Vec::new() };
     host.read_rules();
     CHECKS.iter().for_each(|(_, check)| check(&mut host));
-    let needs_rules = ["leftovers", "forward", "input", "translations"];
+    let needs_rules = ["leftovers", "forward", "input", "node-ports", "translations"];
     let made = |name: &&str| match *name {
         "ipvs" => config.ipvs.is_some(),
         name => host.rules_known || !needs_rules.contains(&name),
@@ -129,13 +130,14 @@ pub fn check(config: &Config, cluster: Option<&Cluster>, api: Option<IpAddr>) ->
     report
 }
 
-/// What drops packets that go through this host: a firewall may come at any time.
-fn forward_chains(config: &Config) -> Vec<Finding> {
+/// Rules of others that drop Services' packets: a firewall may come at any time.
+fn dropping(config: &Config) -> Vec<Finding> {
     let mut host =
         Host { config, cluster: None, api: None, tables: Vec::new(), rules_known: true, found: Vec::new() };
     host.read_rules();
     host.found.clear();
     filters::forward(&mut host);
+    filters::node_ports(&mut host);
     host.found
 }
 

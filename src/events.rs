@@ -111,6 +111,8 @@ pub mod reasons {
     pub const TOO_MANY_ENDPOINTS: (&str, &str) = ("TooManyEndpoints", "GatherEndpoints");
     /// Ours: the kernel lacks an IPVS scheduler.
     pub const SCHEDULER_MISSING: (&str, &str) = ("SchedulerMissing", "SyncProxyRules");
+    /// Ours: another program's rules drop Services' packets.
+    pub const FIREWALL: (&str, &str) = ("FirewallDropsServices", "CheckHost");
     /// Ours: the kernel refuses the rules of a Service.
     pub const SET_ASIDE: (&str, &str) = ("RulesRefused", "SyncProxyRules");
 }

@@ -1,4 +1,5 @@
-//! Rules of others that translate destinations which are Services' here. Sets and maps are not looked into.
+//! Rules of others that translate destinations which are Services' here. Of sets
+//! only those of ports are looked into, maps are not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -111,7 +112,11 @@ impl Search {
     /// What of ours a rule's conditions let through, as far as they are about the destination.
     fn target(&self, rule: &Rule, family: u8) -> Target {
         let conditions = Conditions::of(rule, family);
-        let fits = |port: &u16| conditions.ports.is_none_or(|(first, last)| (first..=last).contains(port));
+        let fits = |port: &u16| {
+            let has =
+                |ranges: &Vec<(u16, u16)>| ranges.iter().any(|(first, last)| (first..=last).contains(&port));
+            conditions.ports.as_ref().is_none_or(has)
+        };
         match &conditions.address {
             Some((mask, value, equal)) => {
                 let hit = self.ours.iter().find_map(|(address, ports)| {
@@ -149,7 +154,7 @@ enum Target {
 struct Conditions {
     /// Mask, value, and whether it must be equal.
     address: Option<(Vec<u8>, Vec<u8>, bool)>,
-    ports: Option<(u16, u16)>,
+    ports: Option<Vec<(u16, u16)>>,
 }
 
 impl Conditions {
@@ -169,18 +174,12 @@ impl Conditions {
                         let mask = mask.cloned().unwrap_or_else(|| vec![0xff; value.len()]);
                         conditions.address = Some((mask, value.clone(), *equal));
                     }
-                    Some((NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)) if *equal => {
-                        let port = value.get(..2).map(|v| u16::from_be_bytes([v[0], v[1]]));
-                        conditions.ports = port.map(|port| (port, port));
-                    }
                     _ => {}
                 },
-                Part::Ports(first, last) => conditions.ports = Some((*first, *last)),
                 _ => loaded = None,
             }
         }
-        // All ports are as good as none.
-        conditions.ports = conditions.ports.filter(|ports| *ports != (0, u16::MAX));
+        conditions.ports = rule.destination_ports();
         conditions
     }
 }

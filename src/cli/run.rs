@@ -160,7 +160,11 @@ impl Run {
                 metrics: config.servers.metrics.unwrap_or(running::METRICS),
             };
             tokio::spawn(after_first_sync.run(reporting.status.clone()));
-            tokio::spawn(check::watch(config.clone(), reporting.metrics.forward_drops.clone()));
+            let gauges = [
+                ("forward", reporting.metrics.forward_drops.clone()),
+                ("node-ports", reporting.metrics.node_port_drops.clone()),
+            ];
+            tokio::spawn(check::watch(config.clone(), gauges, reporting.events.clone()));
             let (min_sync_period, followed) = (config.min_sync_period, config.clone());
             let events = reporting.events.clone();
             // Without NodePorts on loopback addresses, which a changed configuration may ask for, it only waits.

@@ -17,6 +17,8 @@ const NFTA_MATCH_INFO: u16 = 3;
 /// `XT_CONNTRACK_STATE` and `XT_CONNTRACK_STATE_DNAT` of `linux/netfilter/xt_conntrack.h`.
 const XT_CONNTRACK_STATE: u16 = 1;
 const XT_CONNTRACK_STATE_DNAT: u16 = 1 << 7;
+/// nft's data type of ports.
+const TYPE_INET_SERVICE: u32 = 13;
 /// `NFT_META_NFPROTO`.
 const NFT_META_NFPROTO: u32 = 15;
 /// How often the rules are read again that changed meanwhile.
@@ -98,14 +100,22 @@ pub enum Part {
     Mask(Vec<u8>),
     /// Compares what was loaded: whether it has to be equal, and to what.
     Compare(bool, Vec<u8>),
+    /// What was loaded has to be that or more, in memory order.
+    AtLeast(Vec<u8>),
+    /// What was loaded has to be that or less.
+    AtMost(Vec<u8>),
+    /// What was loaded has to be between these, both included.
+    Between(Vec<u8>, Vec<u8>),
+    /// What was loaded has to be a member of a set.
+    In(String),
     /// Loads the packet's family (`NFT_META_NFPROTO`), which nft asks for in tables of both.
     LoadFamily,
     /// Loads the status of the connection (`NFT_CT_STATUS`).
     LoadStatus,
     /// Goes on for connections whose destination is translated.
     Translated,
-    /// Goes on for these destination ports, first and last.
-    Ports(u16, u16),
+    /// Goes on for destination ports in one of these ranges, first and last.
+    Ports(Vec<(u16, u16)>),
     /// Counts, remarks and the like: what lets every packet pass.
     Neutral,
     /// Anything else, by the kernel's name.
@@ -124,6 +134,34 @@ impl Rule {
             }
         }
         essence
+    }
+
+    /// The ranges of destination ports that it goes on for; `None`: it does not ask.
+    pub fn destination_ports(&self) -> Option<Vec<(u16, u16)>> {
+        let mut found = None;
+        let mut loaded = false;
+        let mut first = 0;
+        for part in &self.parts {
+            let port = |value: &[u8]| value.get(..2).map(|v| u16::from_be_bytes([v[0], v[1]]));
+            match part {
+                Part::Load(base, offset, length) => {
+                    loaded = (*base, *offset, *length) == (NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+                }
+                Part::Compare(true, value) if loaded => found = port(value).map(|port| vec![(port, port)]),
+                Part::AtLeast(value) if loaded => {
+                    first = port(value).unwrap_or_default();
+                    found = Some(vec![(first, u16::MAX)]);
+                }
+                Part::AtMost(value) if loaded => found = port(value).map(|last| vec![(first, last)]),
+                Part::Between(from, to) if loaded => {
+                    found = port(from).zip(port(to)).map(|range| vec![range]);
+                }
+                Part::Ports(ranges) => found = Some(ranges.clone()),
+                _ => {}
+            }
+        }
+        // All ports are as good as none.
+        found.filter(|ranges| *ranges != [(0, u16::MAX)])
     }
 
     /// The chains that it calls.
@@ -180,7 +218,72 @@ fn read_once(socket: &mut Socket) -> Result<Vec<Table>, Error> {
             chain.rules = rules.remove(&(index, chain.name.clone())).unwrap_or_default();
         }
     }
+    read_sets_of_ports(socket, &mut tables)?;
     Ok(tables)
+}
+
+/// Puts the ports into rules that look them up in sets of nothing but ports.
+fn read_sets_of_ports(socket: &mut Socket, tables: &mut [Table]) -> Result<(), Error> {
+    let mut sets = Vec::new();
+    socket.dump(&Request::dump(NFT_MSG_GETSET, ALL_FAMILIES), |message| -> Result<(), Error> {
+        let a: Attributes<'_> = message.attributes().table()?;
+        let get = |kind: u16| a[usize::from(kind)];
+        let of_ports = number(get(NFTA_SET_KEY_TYPE))? == TYPE_INET_SERVICE
+            && number(get(NFTA_SET_FLAGS))? & NFT_SET_MAP == 0;
+        if of_ports {
+            let name = text(get(NFTA_SET_NAME))?.to_owned();
+            sets.push((message.family, text(get(NFTA_SET_TABLE))?.to_owned(), name));
+        }
+        Ok(())
+    })?;
+    for (family, table, set) in sets {
+        let Some(table) = tables.iter_mut().find(|t| t.family == family && t.name == table) else { continue };
+        let rules = table.chains.iter_mut().flat_map(|chain| &mut chain.rules);
+        let parts = rules.flat_map(|rule| &mut rule.parts);
+        let mut uses = parts.filter(|part| matches!(part, Part::In(name) if *name == set)).peekable();
+        if uses.peek().is_none() {
+            continue;
+        }
+        let ports = Part::Ports(ports_of(socket, family, &table.name, &set)?);
+        uses.for_each(|part| *part = ports.clone());
+    }
+    Ok(())
+}
+
+/// The ranges of a set of ports.
+fn ports_of(socket: &mut Socket, family: u8, table: &str, set: &str) -> Result<Vec<(u16, u16)>, Error> {
+    let mut request = Request::dump(NFT_MSG_GETSETELEM, family);
+    request.string(NFTA_TABLE_NAME, table);
+    request.string(NFTA_SET_ELEM_LIST_SET, set);
+    let mut bounds = Vec::new();
+    let mut intervals = false;
+    socket.dump(&request, |message| -> Result<(), Error> {
+        let [.., elements]: [_; NFTA_SET_ELEM_LIST_ELEMENTS as usize + 1] = message.attributes().table()?;
+        let Some(elements) = elements else { return Ok(()) };
+        for element in elements.nested() {
+            let a: Attributes<'_> = element?.nested().table()?;
+            let key = value(a[usize::from(NFTA_SET_ELEM_KEY)])?;
+            let end = number(a[usize::from(NFTA_SET_ELEM_FLAGS)])? & NFT_SET_ELEM_INTERVAL_END != 0;
+            intervals |= end;
+            bounds.extend(key.get(..2).map(|key| (u16::from_be_bytes([key[0], key[1]]), end)));
+        }
+        Ok(())
+    })?;
+    if !intervals {
+        return Ok(bounds.into_iter().map(|(port, _)| (port, port)).collect());
+    }
+    // An end is the port after the last; where another interval starts there it comes first.
+    bounds.sort_unstable_by_key(|(port, end)| (*port, !end));
+    let mut ranges = Vec::new();
+    let mut start = None;
+    for (port, end) in bounds {
+        if let Some(first) = start.take() {
+            ranges.push((first, port.saturating_sub(1)));
+        }
+        start = (!end).then_some(port);
+    }
+    ranges.extend(start.map(|first| (first, u16::MAX)));
+    Ok(ranges)
 }
 
 type Attributes<'a> = [Option<Attribute<'a>>; 12];
@@ -241,7 +344,17 @@ fn part(name: &str, a: &Attributes<'_>) -> Result<Part, Malformed> {
             number(get(NFTA_PAYLOAD_LEN))?,
         ),
         "bitwise" => Part::Mask(value(get(NFTA_BITWISE_MASK))?),
-        "cmp" => Part::Compare(number(get(NFTA_CMP_OP))? == NFT_CMP_EQ, value(get(NFTA_CMP_DATA))?),
+        "cmp" => match (number(get(NFTA_CMP_OP))?, value(get(NFTA_CMP_DATA))?) {
+            (NFT_CMP_LTE, value) => Part::AtMost(value),
+            (NFT_CMP_GTE, value) => Part::AtLeast(value),
+            (operation, value) => Part::Compare(operation == NFT_CMP_EQ, value),
+        },
+        "range" if number(get(NFTA_RANGE_OP))? == NFT_RANGE_EQ => {
+            Part::Between(value(get(NFTA_RANGE_FROM_DATA))?, value(get(NFTA_RANGE_TO_DATA))?)
+        }
+        "lookup" if get(NFTA_LOOKUP_DREG).is_none() && number(get(NFTA_LOOKUP_FLAGS))? == 0 => {
+            Part::In(text(get(NFTA_LOOKUP_SET))?.into())
+        }
         "target" => target(text(get(NFTA_COMPAT_NAME))?),
         "match" => matched(text(get(NFTA_COMPAT_NAME))?, get(NFTA_MATCH_INFO).map_or(&[], |info| info.value)),
         "meta" if number(get(NFTA_META_KEY))? == NFT_META_NFPROTO => Part::LoadFamily,
@@ -266,9 +379,10 @@ pub(super) fn matched(name: &str, data: &[u8]) -> Part {
         "comment" => Part::Neutral,
         // struct xt_tcp and xt_udp: source ports, destination ports.
         "tcp" | "udp" => match (half(4), half(6)) {
-            (Some(first), Some(last)) => Part::Ports(first, last),
+            (Some(first), Some(last)) => Part::Ports(vec![(first, last)]),
             _ => Part::Other(name.into()),
         },
+        "multiport" => multiport(data).map_or_else(|| Part::Other(name.into()), Part::Ports),
         // struct xt_conntrack_mtinfo2 and 3: flags, inverted flags, states.
         "conntrack" => match (half(146), half(148), half(150)) {
             (Some(XT_CONNTRACK_STATE), Some(0), Some(states)) if states & XT_CONNTRACK_STATE_DNAT != 0 => {
@@ -278,6 +392,25 @@ pub(super) fn matched(name: &str, data: &[u8]) -> Part {
         },
         _ => Part::Other(name.into()),
     }
+}
+
+/// The ranges of `struct xt_multiport_v1`: flags (1 is destination ports), how many, 15 ports, 15 times whether a port is
+/// the first of a range, whether it is inverted.
+fn multiport(data: &[u8]) -> Option<Vec<(u16, u16)>> {
+    const DESTINATION: u8 = 1;
+    const MOST: usize = 15;
+    let (flags, count, inverted) = (*data.first()?, usize::from(*data.get(1)?), *data.get(2 + MOST * 3)?);
+    if flags != DESTINATION || inverted != 0 || count > MOST {
+        return None;
+    }
+    let ports = data.get(2..2 + count * 2)?.chunks(2).map(|port| u16::from_ne_bytes([port[0], port[1]]));
+    let mut numbered = ports.zip(&data[2 + MOST * 2..]);
+    let mut ranges = Vec::new();
+    while let Some((first, begins)) = numbered.next() {
+        let last = if *begins == 0 { first } else { numbered.next()?.0 };
+        ranges.push((first, last));
+    }
+    Some(ranges)
 }
 
 fn verdict(data: Option<Attribute<'_>>) -> Result<Part, Malformed> {

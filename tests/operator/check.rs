@@ -60,7 +60,7 @@ fn a_host_with_nothing_in_the_way_is_healthy() {
     let output = lab.sluice(&["check"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
     let said = text(&output.stdout);
-    assert!(said.contains("nothing found by: kernel, conntrack, leftovers, kube-proxy"), "{said}");
+    assert!(said.contains("nothing found by: kernel, conntrack, settings, leftovers, kube-proxy"), "{said}");
     assert!(said.contains("note: api-server: no Services are known"), "{said}");
 }
 
@@ -196,14 +196,17 @@ fn a_running_agent_tells_of_a_firewall_that_drops() {
     lab.start(agent.args(["run", "--cluster-cidr=10.128.0.0/16"]));
     let told =
         |lines| lab.lines("chain FORWARD of table ip filter (hook forward, priority 0) drops") == lines;
-    let drops = |number: &str| {
+    let drops = |what: &str, number: &str| {
         let (_, metrics) = lab.get(10249, "/metrics").expect("metrics");
-        metrics.contains(&format!("\nsluice_forward_drops {number}\n"))
+        metrics.contains(&format!("\nsluice_{what}_drops {number}\n"))
     };
-    lab.until("it is told", || told(1) && drops("1"));
+    lab.until("it is told", || told(1) && drops("forward", "1"));
     lab.sh("iptables-nft -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT");
-    lab.until("it is over", || drops("0"));
+    lab.sh("iptables-nft -A INPUT -p tcp --dport 30000:32767 -m conntrack --ctstate NEW -j DROP");
+    lab.until("it is over", || drops("forward", "0"));
+    lab.until("the other is told", || drops("node_port", "1"));
     assert!(told(1), "once");
+    assert_eq!(lab.lines("drops connections to ports 30000 to 32767, NodePorts"), 1);
 }
 
 #[test]
@@ -213,6 +216,46 @@ fn an_input_chain_that_drops_is_a_note() {
     assert_found(&lab, "input", "note", "chain in of table ip fw (hook input, priority 0)");
     let output = lab.sluice(&["check"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+}
+
+#[test]
+fn rules_that_drop_node_ports() {
+    let lab = node();
+    let table = "add table inet fw; add chain inet fw in { type filter hook input priority 0; };
+        add chain inet fw pre { type filter hook prerouting priority raw; }; add chain inet fw late { type filter hook \
+        prerouting priority 0; }; add chain inet fw no";
+    for (rule, found) in [
+        ("in tcp dport 30000-32767 ct state new drop", true),
+        ("in iifname eth0 tcp dport 30080 counter reject", true),
+        ("in tcp dport { 22, 30000-32767 } drop", true),
+        ("in tcp dport 30000-32767 jump no; add rule inet fw no drop", true),
+        ("in jump no; add rule inet fw no tcp dport 30000-32767 drop", true),
+        ("pre tcp dport 30000-32767 drop", true),
+        // Another port, other sources, a hook behind the translation, what was accepted before.
+        ("in tcp dport 31000-32767 drop", false),
+        ("in ip saddr 198.18.0.9 tcp dport 30000-32767 drop", false),
+        ("late tcp dport 30000-32767 drop", false),
+        ("in tcp dport 30000-32767 accept; add rule inet fw in tcp dport 1024-65535 drop", false),
+    ] {
+        lab.sh(&format!("nft '{table}; add rule inet fw {rule}'"));
+        if found {
+            let hook = if rule.starts_with("pre") { "hook prerouting" } else { "hook input" };
+            let remedy = assert_found(&lab, "node-ports", "warning", hook);
+            assert!(remedy.contains("certain sources only"), "{remedy}");
+        } else {
+            assert_eq!(check(&lab, &[]), [], "{rule}");
+        }
+        lab.sh("nft delete table inet fw");
+    }
+    for variant in ["nft", "legacy"] {
+        for ports in ["--dport 30000:32767", "-m multiport --dports 22,30000:32767"] {
+            let rule = format!("INPUT -p tcp {ports} -m conntrack --ctstate NEW -j DROP");
+            lab.sh(&format!("iptables-{variant} -A {rule}"));
+            assert_found(&lab, "node-ports", "warning", "hook input, priority 0");
+            lab.sh(&format!("iptables-{variant} -D {rule}"));
+        }
+        assert_eq!(check(&lab, &[]), []);
+    }
 }
 
 #[test]

@@ -309,7 +309,7 @@ fn read_rule<'a>(message: &Message<'a>) -> Result<Option<(&'a str, Vec<Expressio
 
 /// How many packets the counters of a chain's rules have counted; `None` where there is no such chain.
 pub fn counted(socket: &mut Socket, family: Family, chain: Chain) -> Result<Option<u64>, Error> {
-    let mut request = request(NFT_MSG_GETRULE, family);
+    let mut request = request(NFT_MSG_GETRULE, family.number());
     request.display(NFTA_RULE_CHAIN, chain);
     let mut counted = None;
     socket.dump(&request, |message| -> Result<(), Error> {
