@@ -159,6 +159,7 @@ fn the_agent_tells_of_services_and_of_itself() {
     // Somebody has the ports already.
     let taken =
         lab.enter(|| [32077, 10249].map(|port| TcpListener::bind(("127.0.0.1", port)).expect("free")));
+    lab.sh("nft 'add table inet fw; add chain inet fw fd { type filter hook forward priority 10; policy drop; }'");
     start(&mut lab, &server);
 
     let has = |object: &str, reason: &str, part: &str| {
@@ -173,6 +174,11 @@ fn the_agent_tells_of_services_and_of_itself() {
             && has("Service/05", "UnusableField", "spec.ports[0].port: 70000")
             && has("Service/06", "FailedToStartServiceHealthcheck", "32077")
             && has("Node/node1", "FailedToStartMetricServer", "10249")
+            && has(
+                "Node/node1",
+                "FirewallDropsServices",
+                "chain fd of table inet fw (hook forward, priority 10)",
+            )
             && told(&server).contains_key("Node/node1")
     });
     let node = &told(&server)["Node/node1"];

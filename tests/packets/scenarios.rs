@@ -50,6 +50,11 @@ pub const SCENARIOS: &[Scenario] = &[
         config: localhost,
         run: loopback::loopback_is_closed_to_neighbours,
     },
+    Scenario {
+        name: "loopback-not-served-by-default",
+        config: usual,
+        run: loopback::loopback_is_not_served_by_default,
+    },
     Scenario { name: "interface-that-comes-later", config: late_interface, run: packets::interface_later },
 ];
 

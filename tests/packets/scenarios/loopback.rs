@@ -71,6 +71,26 @@ pub fn served_on_loopback(lab: &mut Lab) -> Result<()> {
 pub fn loopback_is_closed_to_neighbours(lab: &mut Lab) -> Result<()> {
     apply(lab, &objects())?;
     until(lab, PORTS[0], Outcome::Connect)?;
+    closed_to_neighbours(lab)
+}
+
+/// Unless it is asked for, nobody listens there, for whatever Services claim.
+pub fn loopback_is_not_served_by_default(lab: &mut Lab) -> Result<()> {
+    let mut all = objects();
+    all[0]["spec"]["type"] = json!("LoadBalancer");
+    all[0]["spec"]["externalIPs"] = json!(["127.0.0.1"]);
+    all[0]["status"] = json!({"loadBalancer": {"ingress": [{"ip": "::1"}]}});
+    apply(lab, &all)?;
+    for port in PORTS.into_iter().chain(["127.0.0.1:80/tcp", "[::1]:80/tcp"]) {
+        let seen = observe(lab, "host", port, 3)?;
+        if seen.outcomes.keys().ne([&Outcome::Refused]) {
+            bail!("{port}: {seen}");
+        }
+    }
+    closed_to_neighbours(lab)
+}
+
+fn closed_to_neighbours(lab: &mut Lab) -> Result<()> {
     let opened = ["all", "default", "eth0", "lo", "pod1"];
     for interface in opened {
         let path = format!("/proc/sys/net/ipv4/conf/{interface}/route_localnet");
