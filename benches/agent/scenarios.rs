@@ -161,3 +161,56 @@ pub fn churn(setup: &Setup, time: Duration) -> Result<()> {
     println!("| resident before / after | {} / {} MiB |", before.resident, after.resident);
     agent.terminate()
 }
+
+/// Services that come, get other endpoints twice, and go, 20 at a time, each under a name of its own in one of 500
+/// namespaces: what stays of them in memory.
+pub fn lives(setup: &Setup, rounds: u32) -> Result<()> {
+    const AT_ONCE: u32 = 20;
+    let agent = setup.start()?;
+    agent.synced(LONG)?;
+    let commits = commits::watch(&setup.lab.node)?;
+    let mut fresh = Fresh::new();
+    let in_namespace = |mut object: serde_json::Value, number: u32| {
+        object["metadata"]["namespace"] = format!("namespace-{}", number % 500).into();
+        object
+    };
+    let server = &setup.server;
+    let mut resident = vec![agent.memory()?.resident];
+    for round in 0..rounds {
+        let numbers = || (0..AT_ONCE).map(|i| setup.shape.services + round * AT_ONCE + i);
+        let service = |number| in_namespace(objects::service(setup.shape, number), number);
+        let mut slices = Vec::new();
+        for event in ["ADDED", "MODIFIED", "MODIFIED"] {
+            let mut last = Ipv4Addr::UNSPECIFIED;
+            slices.clear();
+            for number in numbers() {
+                if event == "ADDED" {
+                    server.tell(Resource::Services, event, &service(number));
+                }
+                let addresses = fresh.take(10);
+                last = addresses[0];
+                slices.push(in_namespace(objects::slice(number, 0, &addresses, false), number));
+                server.tell(Resource::EndpointSlices, event, &slices[slices.len() - 1]);
+            }
+            committed(&commits, last)?;
+        }
+        for (number, slice) in numbers().zip(&slices) {
+            server.tell(Resource::Services, "DELETED", &service(number));
+            server.tell(Resource::EndpointSlices, "DELETED", slice);
+        }
+        if (round + 1) % (rounds / 4) == 0 {
+            std::thread::sleep(Duration::from_secs(2));
+            resident.push(agent.memory()?.resident);
+        }
+    }
+    println!(
+        "\n| {} Services that come, change twice and go, beside {} x 10 | |\n| --- | --- |",
+        rounds * AT_ONCE,
+        setup.shape.services
+    );
+    println!(
+        "| resident before / after half / after all | {} / {} / {} MiB |",
+        resident[0], resident[1], resident[2]
+    );
+    agent.terminate()
+}

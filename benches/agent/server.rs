@@ -124,13 +124,19 @@ impl ApiServer {
 
     /// Changes an object that is there; watches hear of it before this returns, as far as it is up to the server.
     pub fn modify(&self, resource: Resource, object: &Value) {
+        self.tell(resource, "MODIFIED", object);
         let mut resources = self.state.resources.lock().expect("no panic before");
         let all = resources.entry(resource).or_default();
-        let modified = line("MODIFIED", object);
-        all.watches.retain(|watch| watch.send(modified.clone()).is_ok());
         if let Some(place) = all.places.get(&name(object)) {
             all.lines[*place] = line("ADDED", object);
         }
+    }
+
+    /// Tells watches that an object was `ADDED`, `MODIFIED`, or `DELETED`; lists do not have it.
+    pub fn tell(&self, resource: Resource, event: &str, object: &Value) {
+        let mut resources = self.state.resources.lock().expect("no panic before");
+        let event = line(event, object);
+        resources.entry(resource).or_default().watches.retain(|watch| watch.send(event.clone()).is_ok());
     }
 
     /// Writes a kubeconfig to this folder.
