@@ -8,7 +8,7 @@ mod watch;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -114,13 +114,18 @@ pub struct ApiServer {
 impl ApiServer {
     /// Plain HTTP, on a port of the system's choice.
     pub async fn plain() -> ApiServer {
-        ApiServer::start(None).await
+        ApiServer::plain_at(Ipv4Addr::LOCALHOST).await
+    }
+
+    /// The same at an address of this host.
+    pub async fn plain_at(address: Ipv4Addr) -> ApiServer {
+        ApiServer::start(address, None).await
     }
 
     /// HTTPS with HTTP/2 or, without it, HTTP/1.1.
     pub async fn tls(http2: bool) -> ApiServer {
         let alpn: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
-        ApiServer::start(Some(certificate(alpn))).await
+        ApiServer::start(Ipv4Addr::LOCALHOST, Some(certificate(alpn))).await
     }
 
     /// From the next [`come_up`](ApiServer::come_up) on the server has another certificate, of another CA.
@@ -128,7 +133,7 @@ impl ApiServer {
         self.tls = Some(certificate(&[b"h2"]));
     }
 
-    async fn start(tls: Option<(TlsAcceptor, String)>) -> ApiServer {
+    async fn start(address: Ipv4Addr, tls: Option<(TlsAcceptor, String)>) -> ApiServer {
         let inner = Arc::new(Inner {
             store: Mutex::default(),
             faults: Mutex::default(),
@@ -138,7 +143,7 @@ impl ApiServer {
             disturbed: channel::Sender::new((0, None)),
             generation: Arc::default(),
         });
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = SocketAddr::from((address, 0));
         let mut server = ApiServer { inner, address, tls, running: None };
         server.come_up();
         server

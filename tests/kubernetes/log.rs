@@ -8,6 +8,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::agent::{Agent, service};
 use crate::apiserver::{ApiServer, Kind, Refusal, recorded};
+use crate::lab::Lab;
 use crate::{change, populate};
 
 /// The log of this thread; the runtime of these tests has no other.
@@ -87,18 +88,28 @@ async fn a_missing_rule_is_named() {
     assert_eq!(log.lines("endpointslices can be listed and watched again").len(), 1);
 }
 
-#[tokio::test]
-async fn an_api_server_behind_our_own_address_is_pointed_out() {
-    let (log, _guard) = Log::start();
-    let server = ApiServer::plain().await;
-    populate(&server);
-    server.apply(Kind::Services, service("kubernetes", "127.0.0.1", 443));
-    let mut agent = Agent::start(&server).await;
-    agent.converged(&server, "at the start").await;
-    server.apply(Kind::Services, service("kubernetes", "127.0.0.1", 444));
-    agent.converged(&server, "after a change").await;
-    let lines = log.lines("the ClusterIP of Service demo/kubernetes");
-    assert!(lines.len() == 1 && lines[0].contains("--master"), "{lines:?}");
+/// In a network namespace with such an address, and without rules: they would close the way to the server.
+#[test]
+fn an_api_server_behind_our_own_address_is_pointed_out() {
+    const ADDRESS: &str = "10.96.0.1";
+    let lab = Lab::bare();
+    lab.sh(&format!("ip address add {ADDRESS}/32 dev lo"));
+    let body = async {
+        let (log, _guard) = Log::start();
+        let server = ApiServer::plain_at(ADDRESS.parse().expect("an address")).await;
+        populate(&server);
+        server.apply(Kind::Services, service("kubernetes", ADDRESS, 443));
+        let mut agent = Agent::start(&server).await;
+        agent.converged(&server, "at the start").await;
+        server.apply(Kind::Services, service("kubernetes", ADDRESS, 444));
+        agent.converged(&server, "after a change").await;
+        let lines = log.lines("the ClusterIP of Service demo/kubernetes");
+        assert!(lines.len() == 1 && lines[0].contains("--master"), "{lines:?}");
+    };
+    lab.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(body);
+    });
 }
 
 #[tokio::test]
