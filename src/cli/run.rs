@@ -135,7 +135,7 @@ impl Run {
         let merged = self.settings.merged(file.as_ref())?;
         let configz = serde_json::json!({"kubeproxy.config.k8s.io": merged.configuration}).to_string();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             let metrics = reporting.metrics.clone();
             let mut servers = servers::start(&config.servers, &reporting, plane.name(), configz)?;
             let (tx, rx) = mpsc::channel(QUEUE);
@@ -192,7 +192,10 @@ impl Run {
                 reload::start_anew()?;
             }
             Ok(())
-        })
+        });
+        // The process ends with this. Taken apart, the runtime would make a task panic that looks at a clock just then.
+        std::mem::forget(runtime);
+        result
     }
 }
 

@@ -43,7 +43,8 @@ fn syncs_are_lines_of_the_same_fields_as_text_and_as_json() {
     let log = logged(&["-v=9", "--logging-format=json"]);
     let mut json = BTreeMap::new();
     for line in log.lines() {
-        let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let object: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?} in\n{log}"));
         let object = object.as_object().expect("an object");
         let mut names: BTreeSet<String> = object.keys().cloned().collect();
         for name in ["timestamp", "level", "message"] {

@@ -173,6 +173,8 @@ impl Lab {
         let mut agent = self.agent.take().expect("an agent");
         kill(Pid::from_raw(agent.id() as i32), signal).expect("it runs");
         agent.wait().expect("it ends");
+        let logged = self.logged();
+        assert!(!logged.contains("panicked at"), "{logged}");
     }
 
     /// What the agent has logged.

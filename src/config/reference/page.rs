@@ -17,7 +17,7 @@ image. This page is printed from the table in `src/config/reference/table.rs` (`
 - With `--config`, flags that have a field in the file are ignored and named once at start, but for
   `--hostname-override` and the flags about logs. `--master` counts, too.
 - sluice's own are `--manifests PATH`, which takes objects from files in place of an API server, `--node-name`, another name of
-  `--hostname-override`, `--takeover`, `--allowed-external-ips`,
+  `--hostname-override`, `--takeover`, `--hold-connections`, `--allowed-external-ips`,
   `--allowed-load-balancer-ips`, `--conntrack-drop-invalid` (below), and `ipvs.serviceMetrics`.
   `sluice dump` and `sluice diff` take the same command line as `sluice run`.
 - The file is read strictly. An unknown field, or a key that is there twice, is one warning that names it; then the
