@@ -137,7 +137,7 @@ fn what_service_ports_carry_is_measured_where_that_is_asked_for() {
     let mut command = agent(&lab, "", "");
     lab.start(&mut command);
     let metrics = |lab: &Lab| lab.get(10249, "/metrics").map(|(_, body)| body).unwrap_or_default();
-    assert_eq!(lab.connects(WEB), Ok(()));
+    // No connection yet: the kernel's counts are up to two seconds old, so that the next agent would take it for its own.
     assert!(!metrics(&lab).contains("sluice_ipvs_"), "it is opt-in");
     lab.stop();
     let mut command = agent(&lab, "--ipvs-service-metrics", "");
