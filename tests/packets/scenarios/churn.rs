@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 
 use super::{apply, remote_pods, service, slice};
 use crate::lab::Lab;
+use crate::probe::slowness;
 
 const SERVICES: usize = 12;
 const KILLS: usize = 25;
@@ -38,7 +39,16 @@ pub fn killed_while_objects_change(lab: &mut Lab) -> Result<()> {
         sleep(Duration::from_millis(u64::try_from(random(60))?));
     }
     apply(lab, &[service("last", "10.96.223.250", None), slice("last", &remote_pods(2))])?;
-    let survived = lab.rules()?;
+    // In mode ipvs a change is many steps, of which the sentinel's are not the last.
+    let mut survived = lab.rules()?;
+    loop {
+        sleep(Duration::from_millis(100) * slowness());
+        let now = lab.rules()?;
+        if now == survived {
+            break;
+        }
+        survived = now;
+    }
     lab.take_agent()?.terminate()?;
     lab.wipe()?;
     lab.start_agent()?;
