@@ -13,10 +13,9 @@ use sluice::source::kubernetes::{Connection, Kubernetes, Timing};
 
 use crate::agent::{self, Agent, NODE, connect, kubeconfig, service, slice, timing};
 use crate::apiserver::{ApiServer, Kind, Refusal, recorded};
-use crate::lab::Lab;
 use crate::log::Log;
 use crate::populate;
-use crate::process::start;
+use crate::process::{start, with_server};
 
 fn counter() -> IntCounterVec {
     IntCounterVec::new(prometheus::Opts::new("events", "Events"), &["result"]).expect("a counter")
@@ -132,11 +131,7 @@ fn told(server: &ApiServer) -> BTreeMap<String, Vec<(String, String, String)>> {
 
 #[test]
 fn the_agent_tells_of_services_and_of_itself() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.expect("a runtime");
-    let mut lab = Lab::bare();
-    let server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
-    populate(&server);
+    let (_runtime, mut lab, server) = with_server();
     let with = |name: &str, ip: &str, uid: &str, spec: Value| {
         let mut object = service(name, ip, 80);
         object["metadata"]["uid"] = json!(uid);

@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use crate::agent::slice;
-use crate::apiserver::{ApiServer, Kind};
-use crate::lab::{Lab, promtool_finds_no_fault};
-use crate::populate;
-use crate::process::start;
+use crate::apiserver::Kind;
+use crate::lab::promtool_finds_no_fault;
+use crate::process::{start, with_server};
 
 /// Name, type and labels of kube-proxy 1.36 in mode nftables (`pkg/proxy/metrics/metrics.go`), of its client and of the process; those
 /// of NodePorts on loopback are 1.37's. Not here: iptables', and what no agent of another language than Go has.
@@ -61,11 +60,7 @@ fn bounds(text: &str, name: &str) -> Vec<f64> {
 
 #[test]
 fn a_running_agent_has_kube_proxys_metrics() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.expect("a runtime");
-    let mut lab = Lab::bare();
-    let server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
-    populate(&server);
+    let (_runtime, mut lab, server) = with_server();
     start(&mut lab, &server);
     lab.ready();
     assert_eq!((lab.code(10256, "/healthz"), lab.code(10256, "/livez")), (Some(200), Some(200)));

@@ -8,6 +8,17 @@ use crate::apiserver::{ApiServer, Kind};
 use crate::lab::{Lab, SLUICE, text};
 use crate::populate;
 
+/// Loopback and nothing else, and there the small cluster's API server, which lives as long as the runtime.
+pub fn with_server() -> (tokio::runtime::Runtime, Lab, ApiServer) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let lab = Lab::bare();
+    // Until the listener is made, the runtime is on the thread that entered the namespace.
+    let server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
+    populate(&server);
+    (runtime, lab, server)
+}
+
 /// Starts the agent on the server.
 pub fn start(lab: &mut Lab, server: &ApiServer) {
     let kubeconfig = server.write_kubeconfig(lab.folder.path()).expect("a kubeconfig");
@@ -30,12 +41,7 @@ fn rules(lab: &Lab) -> String {
 
 #[test]
 fn the_first_sync_waits_for_the_node_and_metrics_tell_of_the_server() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.expect("a runtime");
-    let mut lab = Lab::bare();
-    // Until the listener is made, the runtime is on the thread that entered the namespace.
-    let mut server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
-    populate(&server);
+    let (runtime, mut lab, mut server) = with_server();
     server.delete(Kind::Nodes, "", NODE);
     let mut bad = service("bad", "10.96.0.99", 80);
     bad["spec"]["ports"] = json!("none");
@@ -79,11 +85,7 @@ fn the_first_sync_waits_for_the_node_and_metrics_tell_of_the_server() {
 
 #[test]
 fn an_outage_changes_no_rules_and_commands_ask_the_same_server() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.expect("a runtime");
-    let mut lab = Lab::bare();
-    let mut server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
-    populate(&server);
+    let (runtime, mut lab, mut server) = with_server();
     start(&mut lab, &server);
     lab.until("synced", || lab.body(10256, "/readyz").ends_with("\nready\n"));
     // The current context of KUBECONFIG, as with kubectl.

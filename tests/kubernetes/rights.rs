@@ -6,11 +6,9 @@ use serde_json::Value;
 use sluice::source::kubernetes::Timing;
 
 use crate::agent::timing;
-use crate::apiserver::{ApiServer, Authorizer, Refusal, recorded};
+use crate::apiserver::{Authorizer, Refusal, recorded};
 use crate::event_records::{about, recording};
-use crate::lab::Lab;
-use crate::populate;
-use crate::process::{call, start};
+use crate::process::{call, start, with_server};
 
 /// The ClusterRole of deploy/manifests; that the chart renders the same is another test's.
 fn deployed() -> Value {
@@ -22,11 +20,7 @@ fn deployed() -> Value {
 
 #[test]
 fn no_request_is_refused_and_every_right_is_used() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.expect("a runtime");
-    let mut lab = Lab::bare();
-    let server = lab.enter(|| runtime.block_on(ApiServer::tls(true)));
-    populate(&server);
+    let (_runtime, mut lab, server) = with_server();
     let authorizer = Authorizer::new(&deployed());
     assert_eq!(authorizer.granted.len(), 10, "{authorizer:?}");
     server.faults().authorizer = Some(authorizer);
