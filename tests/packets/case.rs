@@ -281,6 +281,13 @@ impl Case {
     }
 }
 
+impl Expect {
+    /// Nothing but this, whoever answers.
+    pub fn only(outcome: Outcome) -> Self {
+        Self { outcomes: BTreeSet::from([outcome]), endpoints: None, source: None, distinct: None }
+    }
+}
+
 impl TryFrom<ExpectText> for Expect {
     type Error = anyhow::Error;
 

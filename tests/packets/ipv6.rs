@@ -27,7 +27,7 @@ fn value(it: &Value) -> Value {
 }
 
 /// Addresses and prefixes wherever they are; with a port they get brackets.
-fn in_text(text: &str) -> String {
+pub fn in_text(text: &str) -> String {
     if text == "IPv4" {
         return String::from("IPv6");
     }

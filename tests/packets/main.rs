@@ -32,7 +32,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -40,7 +40,6 @@ use serde_json::Value;
 
 use crate::agent::{AgentOptions, Source};
 use crate::case::Case;
-use crate::ipvs_differences::IPVS_DIFFERENCES;
 use crate::lab::Lab;
 use crate::not_covered::{HTTP_CHECKS, NOT_COVERED};
 use crate::scenarios::{IPVS_SCENARIOS, SCENARIOS};
@@ -86,7 +85,7 @@ fn trials() -> Result<Vec<Trial>> {
         cases.cloned().map(move |case| (source, case))
     };
     // IPVS does not depend on where objects come from.
-    let in_ipvs: Vec<Trial> = cases.iter().map(|(file, case)| ipvs_trial(file, case)).collect();
+    let in_ipvs = cases.iter().map(|(file, case)| ipvs_trial(file, case)).collect::<Result<Vec<_>>>()?;
     let cases = sources.into_iter().flat_map(each).map(|((source, prefix), (file, case))| {
         let name = case.name.clone();
         let repeats = if is_covered(&name) { REPEATS } else { 0 };
@@ -106,25 +105,16 @@ fn trials() -> Result<Vec<Trial>> {
     Ok(traced.chain(scenarios).chain(scenarios_in_ipvs).chain(cases).chain(in_ipvs).collect())
 }
 
-/// The case in mode ipvs: `make vm` runs these, with --include-ignored. What is listed as different has to be.
-fn ipvs_trial(file: &str, case: &Case) -> Trial {
+/// The case in mode ipvs: `make vm` runs these, with --include-ignored.
+fn ipvs_trial(file: &str, case: &Case) -> Result<Trial> {
     let mut case = case.clone().in_ipvs();
+    ipvs_differences::apply(&mut case, file.starts_with("v6::"))?;
     let mode = case.config.entry("mode").or_insert_with(|| Value::from("ipvs"));
     let ipvs = mode == "ipvs";
     let name = case.name.clone();
     let sctp = file == "sctp";
-    let run = move || {
-        let reason = IPVS_DIFFERENCES.iter().find(|(it, _)| *it == case.name).map(|(_, reason)| reason);
-        let repeats = if reason.is_some() { 0 } else { REPEATS };
-        match (run_case(&case, Source::Manifests, repeats, sctp), reason) {
-            (Ok(()), Some(reason)) => {
-                bail!("passes in mode ipvs, though it is listed as different: {reason}")
-            }
-            (Err(error), None) => Err(error),
-            _ => Ok(()),
-        }
-    };
-    trial(&format!("ipvs::{file}"), &name, run).with_ignored_flag(ipvs)
+    let run = move || run_case(&case, Source::Manifests, REPEATS, sctp);
+    Ok(trial(&format!("ipvs::{file}"), &name, run).with_ignored_flag(ipvs))
 }
 
 fn only_http(case: &Case) -> bool {
