@@ -141,13 +141,21 @@ impl Lab {
         self.begin()
     }
 
+    /// `sluice cleanup`.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn cleanup(&self) -> Result<()> {
+        self.topology.node.output(&self.options.binary.to_string_lossy(), &["cleanup"]).map(drop)
+    }
+
     /// Removes all rules, and what mode ipvs has besides.
     ///
     /// # Errors
     /// When they cannot be removed.
     pub fn wipe(&self) -> Result<()> {
         if self.options.ipvs() {
-            self.topology.node.output(&self.options.binary.to_string_lossy(), &["cleanup"])?;
+            self.cleanup()?;
         }
         self.topology.node.output("nft", &["flush", "ruleset"])?;
         Ok(())

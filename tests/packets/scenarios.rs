@@ -66,6 +66,7 @@ pub const IPVS_SCENARIOS: &[Scenario] = &[
     Scenario { name: "arp-is-not-answered", config: ipvs, run: arp::is_not_answered },
     Scenario { name: "packets-out-of-window", config: ipvs, run: invalid::out_of_window },
     Scenario { name: "mode-switched-and-back", config: usual, run: restart::mode_switched_and_back },
+    Scenario { name: "mode-left-without-detection", config: ipvs_alone, run: restart::mode_left_by_the_node },
 ];
 
 impl Scenario {
@@ -87,6 +88,11 @@ fn usual() -> Value {
 
 fn ipvs() -> Value {
     json!({"mode": "ipvs"})
+}
+
+/// Nothing tells what pods are.
+fn ipvs_alone() -> Value {
+    json!({"mode": "ipvs", "clusterCIDR": null})
 }
 
 fn all_addresses() -> Value {

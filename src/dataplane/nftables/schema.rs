@@ -476,7 +476,10 @@ fn after_dnat(family: Family, structure: &Structure) -> Vec<Rule> {
     let mut rules = match &structure.local_detection {
         // Nothing to be decided by the source any more.
         _ if structure.masquerade_all => vec![to_cluster_ip().masquerade()],
-        LocalDetection::None => Vec::new(),
+        LocalDetection::None if structure.ipvs => Vec::new(),
+        // Where the host has the address itself, it goes there from it, and no endpoint could answer: while mode ipvs
+        // ends, or by another program's doing.
+        LocalDetection::None => vec![rule(family).lookup(&[SourceAddress], Set::ClusterIps).masquerade()],
         LocalDetection::Cidr => {
             vec![to_cluster_ip().lookup_not(&[SourceAddress], Set::PodCidrs).masquerade()]
         }

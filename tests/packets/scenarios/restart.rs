@@ -237,6 +237,35 @@ pub fn mode_switched_and_back(lab: &mut Lab) -> Result<()> {
     }) {
         bail!("the log has: {line}");
     }
+    lab.take_agent()?.terminate()?;
+    let node = &lab.topology.node;
+    node.feed("nft", &["-f", "-"], "table inet admin { chain mine { accept; }; }")?;
+    lab.cleanup()?;
+    let (rules, left) = (node.output("nft", &["list", "ruleset"])?, lab.virtual_services()?);
+    if !rules.starts_with("table inet admin {") || rules.matches("table").count() != 1 || !left.is_empty() {
+        bail!("after cleanup: {left:?}\n{rules}");
+    }
+    Ok(())
+}
+
+/// While mode ipvs ends, the node has ClusterIPs of its own and goes to them from themselves: its new connections are
+/// answered all the same.
+pub fn mode_left_by_the_node(lab: &mut Lab) -> Result<()> {
+    let (target, endpoints) = ("10.96.226.1:80/tcp", remote_pods(1));
+    apply(lab, &[service("a", "10.96.226.1", None), slice("a", &endpoints)])?;
+    let mut open = [session(lab, "pod2", target)?, session(lab, "host", target)?];
+    under_traffic(&mut open, || {
+        lab.switch_mode()?;
+        lab.settle()?;
+        if !lab.virtual_services()?.contains("kube-ipvs0 10.96.226.1/32") {
+            bail!("nothing is left of mode ipvs: {:?}", lab.virtual_services()?);
+        }
+        check(
+            lab,
+            "- {from: pod2, to: '10.96.226.1:80/tcp', expect: {endpoints: ['10.128.1.1:8080'], source: kept}}\n\
+             - {from: host, to: '10.96.226.1:80/tcp', expect: {endpoints: ['10.128.1.1:8080'], source: node}}",
+        )
+    })?;
     Ok(())
 }
 

@@ -138,7 +138,7 @@ fn without_local_detection_nothing_is_inside() {
             let rules = rules(family, chain, &structure);
             rules.into_iter().map(|rule| rule.text).collect::<Vec<_>>()
         };
-        assert!(!text(Chain::AfterDnat).iter().any(|rule| rule.contains("@cluster-ips")));
+        assert!(!text(Chain::AfterDnat).iter().any(|rule| rule.contains("daddr @cluster-ips")));
         assert!(
             !text(Chain::Special).iter().any(|rule| rule.contains("iifname") || rule.contains("@pod-cidrs"))
         );
