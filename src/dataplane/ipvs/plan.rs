@@ -19,7 +19,7 @@ use rustc_hash::FxHashSet;
 
 use super::kernel::Observed;
 use super::model::{Key, ObservedService, Step, Timeouts, VirtualService};
-use super::state::{LIMIT, Phases, State};
+use super::state::{LIMIT, Of, Phases, State};
 use crate::dataplane::nftables;
 use crate::forwarding::{Changes, Desired, SetChange};
 
@@ -124,7 +124,8 @@ pub fn plan(
         for (destination, found) in there.into_iter().flat_map(|service| &service.destinations) {
             if endpoints.binary_search(destination).is_err() {
                 let limit = limit(&key, destination);
-                retire_found(state, key, &service, *destination, *found, (now, limit), &mut phases.retired);
+                let of = Of { key, scheduler: service.scheduler, frontend: Some(frontend) };
+                retire_found(state, of, (*destination, *found), (now, limit), &mut phases.retired);
             }
         }
     }
@@ -139,12 +140,14 @@ pub fn plan(
         let persistence = (there.flags & super::model::PERSISTENT != 0).then_some(there.timeout);
         let service = VirtualService { scheduler, persistence };
         let mut retired = Vec::new();
+        let frontend = desired.frontend(key).map(|(frontend, _)| frontend);
+        let of = Of { key: *key, scheduler, frontend };
         for (destination, found) in &there.destinations {
             let limit = limit(key, destination);
-            retire_found(state, *key, &service, *destination, *found, (now, limit), &mut retired);
+            retire_found(state, of, (*destination, *found), (now, limit), &mut retired);
         }
         state.end(*key, service, retired, &mut phases);
-        if state.lingering.contains_key(key) && desired.frontend(key).is_none() {
+        if state.lingering.contains_key(key) && frontend.is_none() {
             state.kept.insert(*key);
         }
     }
@@ -217,19 +220,17 @@ fn compare(
 /// A destination that was found and should not be: idle, or when its time is over, it goes at once.
 fn retire_found(
     state: &mut State,
-    key: Key,
-    service: &VirtualService,
-    destination: SocketAddr,
-    found: super::model::Destination,
+    of: Of<'_>,
+    (destination, found): (SocketAddr, super::model::Destination),
     (now, limit): (Instant, Instant),
     steps: &mut Vec<Step>,
 ) {
     if found.active == 0 && found.inactive == 0 || limit <= now {
-        steps.push(Step::DeleteDestination(key, destination));
+        steps.push(Step::DeleteDestination(of.key, destination));
         return;
     }
     let mut retired = Vec::new();
-    state.retire(key, service, destination, limit, &mut retired);
+    state.retire(of, destination, limit, &mut retired);
     retired.retain(|step| found.weight > 0 || !matches!(step, Step::SetWeight(..)));
     steps.append(&mut retired);
 }

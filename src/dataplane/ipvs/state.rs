@@ -45,6 +45,17 @@ pub struct Odd {
     pub addresses: FxHashSet<IpAddr>,
 }
 
+/// Whose a destination is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Of<'a> {
+    /// The virtual service.
+    pub(super) key: Key,
+    /// Its scheduler.
+    pub(super) scheduler: Scheduler,
+    /// What is to be there now.
+    pub(super) frontend: Option<&'a Frontend>,
+}
+
 /// Steps by when they are taken.
 #[derive(Debug, Default)]
 pub(super) struct Phases {
@@ -103,16 +114,15 @@ impl State {
     /// Takes new connections from a destination: its connections stay, unless it is better that they end.
     pub(super) fn retire(
         &mut self,
-        key: Key,
-        service: &VirtualService,
+        Of { key, scheduler, frontend }: Of<'_>,
         destination: SocketAddr,
         limit: Instant,
         steps: &mut Vec<Step>,
     ) {
         // dh always chooses the same destination, even when it takes no connections.
         if self.odd.destinations.remove(&(key, destination))
-            || key.protocol == Protocol::Udp
-            || service.scheduler == Scheduler::Dh
+            || !may_keep(&key, frontend, &destination)
+            || scheduler == Scheduler::Dh
         {
             steps.push(Step::DeleteDestination(key, destination));
         } else {
@@ -129,6 +139,18 @@ impl State {
             self.terminating.remove(key);
         }
         known
+    }
+
+    /// Deletes destinations that kept their flows for as long as they served, and serve no more.
+    fn end_flows(&mut self, key: Key, frontend: Option<&Frontend>, steps: &mut Vec<Step>) {
+        let destinations =
+            self.terminating.get(&key).into_iter().flatten().map(|(destination, _)| *destination);
+        let mut over: Vec<SocketAddr> = destinations.filter(|d| !may_keep(&key, frontend, d)).collect();
+        over.sort_unstable();
+        for destination in over {
+            self.revive(&key, &destination);
+            steps.push(Step::DeleteDestination(key, destination));
+        }
     }
 
     /// What a virtual service that is no longer needed leaves behind: itself, while a destination has connections.
@@ -162,6 +184,7 @@ impl State {
         let new = after.and_then(|frontend| self.wanted(&key, frontend));
         let there = old.as_ref().map(|(service, _)| *service).or_else(|| self.lingering.get(&key).copied());
         let old_endpoints = old.map(|(_, endpoints)| endpoints).unwrap_or_default();
+        let of = |service: &VirtualService| Of { key, scheduler: service.scheduler, frontend: after };
         match (there, new) {
             (there, Some((service, endpoints))) => {
                 match there {
@@ -185,18 +208,18 @@ impl State {
                     }
                 }
                 self.lingering.remove(&key);
+                self.end_flows(key, after, &mut phases.retired);
                 for endpoint in old_endpoints.iter().filter(|e| endpoints.binary_search(e).is_err()) {
-                    self.retire(key, &service, *endpoint, limit, &mut phases.retired);
+                    self.retire(of(&service), *endpoint, limit, &mut phases.retired);
                 }
             }
             (Some(service), None) => {
                 let mut retired = Vec::new();
+                self.end_flows(key, after, &mut retired);
                 for endpoint in &old_endpoints {
-                    self.retire(key, &service, *endpoint, limit, &mut retired);
+                    self.retire(of(&service), *endpoint, limit, &mut retired);
                 }
-                if !self.lingering.contains_key(&key) {
-                    self.end(key, service, retired, phases);
-                }
+                self.end(key, service, retired, phases);
             }
             (None, None) => {}
         }
@@ -242,4 +265,11 @@ impl State {
         }
         Ok((steps, kept))
     }
+}
+
+/// Whether connections to a destination that gets no new ones may go on. A UDP flow and an SCTP association do not end as
+/// long as their senders go on, so that they may only while the destination still serves.
+fn may_keep(key: &Key, frontend: Option<&Frontend>, destination: &SocketAddr) -> bool {
+    key.protocol == Protocol::Tcp
+        || frontend.and_then(|f| f.draining.as_ref()).is_some_and(|draining| draining.contains(destination))
 }
