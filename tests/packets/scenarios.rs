@@ -92,7 +92,7 @@ fn ipvs() -> Value {
 
 /// Nothing tells what pods are.
 fn ipvs_alone() -> Value {
-    json!({"mode": "ipvs", "clusterCIDR": null})
+    json!({"mode": "ipvs", "clusterCIDR": ""})
 }
 
 fn all_addresses() -> Value {
