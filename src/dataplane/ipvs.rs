@@ -398,8 +398,7 @@ impl DataPlane for Ipvs {
     }
 
     fn tend(&mut self) -> Result<(), Error> {
-        self.tables.make_hold();
-        self.tables.count()?;
+        self.tables.tend_tables()?;
         if self.state.terminating.is_empty() || self.tended.elapsed() < TEND {
             return Ok(());
         }

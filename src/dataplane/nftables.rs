@@ -6,13 +6,17 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use tracing::{debug, warn};
 
-use self::element::{Decoded, Sticky};
-use self::encode::{Refused, commit};
-use self::model::{Chain, Set, Step};
-use self::plan::{Observed, ObservedTable, Plan, Usage};
+use self::count::Counts;
+use self::element::Sticky;
+use self::encode::commit;
+pub use self::error::Error;
+use self::hold::Hold;
+use self::model::{Set, Step};
+use self::plan::{Observed, Plan, Usage};
+use self::read::Read;
 use self::translation::Translation;
 use super::ipvs::leftovers::Leftovers;
 use super::{DataPlane, Fault, Measures};
@@ -21,24 +25,22 @@ use crate::forwarding::{Adopted, Changes, Desired, SetChange, Settings};
 use crate::netlink::{self, Socket};
 
 mod carry;
+mod count;
 pub mod decode;
 pub mod element;
 pub mod encode;
+mod error;
 pub mod expression;
 pub mod fault;
 mod hold;
 pub mod lookup;
 pub mod model;
 pub mod plan;
+mod read;
 pub mod schema;
 pub mod text;
 pub mod translation;
 pub(crate) mod uapi;
-
-/// With more endpoints than this they are looked up one by one instead of dumped: a dump costs the square of the
-/// set's size, since each 32 KiB of an answer walk it from its start (6.18: 2 ms for 10,000 elements, 0.28 s for
-/// 100,000, 28 s for a million); a look-up 1 µs.
-const MOST_DUMPED: u32 = 40_000;
 
 /// Above this many elements that can only be dumped a table is made anew rather than compared.
 const MOST_COMPARED: u32 = 250_000;
@@ -52,46 +54,6 @@ const TRIES: usize = 10;
 /// Time until then. After a large load the kernel resizes its hash tables for some milliseconds.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How often the kernel is asked what it counted: clients of session affinity, INVALID packets.
-const COUNTS: Duration = Duration::from_secs(5);
-
-/// How often it is tried to have the table that holds connections, while another process has it.
-const HOLD: Duration = Duration::from_secs(60);
-
-/// Why rules could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The kernel lets only those with `CAP_NET_ADMIN` read or write rules.
-    #[error("the kernel refuses to show or change rules (EPERM): this needs root, or CAP_NET_ADMIN")]
-    NotPermitted,
-    /// The kernel could not be talked to.
-    #[error(transparent)]
-    Netlink(netlink::Error),
-    /// The kernel refused steps of a plan; nothing was changed.
-    #[error("{}{}", .0.first().map_or_else(String::new, Refused::to_string), more(.0))]
-    Refused(Vec<Refused>),
-}
-
-impl From<netlink::Error> for Error {
-    fn from(error: netlink::Error) -> Error {
-        let permitted = |r: &netlink::Refusal| r.errno != Errno::EPERM;
-        match &error {
-            netlink::Error::Request(Errno::EPERM) | netlink::Error::Send { errno: Errno::EPERM, .. } => {
-                Error::NotPermitted
-            }
-            netlink::Error::Refused(refusals) if !refusals.iter().all(permitted) => Error::NotPermitted,
-            _ => Error::Netlink(error),
-        }
-    }
-}
-
-fn more(refused: &[Refused]) -> String {
-    match refused.len() {
-        0 | 1 => String::new(),
-        n => format!(" (and {} more)", n - 1),
-    }
-}
-
 /// The tables `ip sluice` and `ip6 sluice` of one network namespace.
 #[derive(Debug)]
 pub struct Nftables {
@@ -102,12 +64,8 @@ pub struct Nftables {
     used: Usage,
     /// The same once the plan made last is applied, where that differs.
     planned: Option<Usage>,
-    /// How many clients each set of session affinity had when they were last counted.
-    counted: FxHashMap<(Family, Set), usize>,
-    counted_at: Instant,
-    /// INVALID packets that were dropped, and what each table's counter said of that when it was last read.
-    invalid_dropped: u64,
-    invalid_counters: FxHashMap<Family, u64>,
+    /// What the kernel counted.
+    counted: Counts,
     /// The generation up to which everything that happened to the rules is known.
     generation: Option<u32>,
     /// Since when others have committed, with structure and counts of our tables as before.
@@ -118,19 +76,9 @@ pub struct Nftables {
     clients: Vec<(Family, Vec<Sticky>)>,
     /// Whether the kernel counts elements (6.18), so that large tables can be read by look-ups.
     counts: bool,
-    /// What mode ipvs left, once somebody has looked.
-    leftovers: Looked<Leftovers>,
-    /// When to make the table that holds connections, and whether that failed before; `None`: it is there, or nobody
-    /// wants it.
-    to_hold: Option<(Instant, bool)>,
-}
-
-/// Something to be looked for once.
-#[derive(Debug)]
-enum Looked<T> {
-    NotYet,
-    Found(T),
-    Done,
+    /// What mode ipvs left.
+    leftovers: Leftovers,
+    hold: Hold,
 }
 
 impl Nftables {
@@ -142,17 +90,14 @@ impl Nftables {
             families: Family::ALL.to_vec(),
             used: Usage::default(),
             planned: None,
-            counted: FxHashMap::default(),
-            counted_at: Instant::now(),
-            invalid_dropped: 0,
-            invalid_counters: FxHashMap::default(),
+            counted: Counts::new(),
             generation: None,
             unverified: None,
             settings: Settings::default(),
             clients: Vec::new(),
             counts: false,
-            leftovers: Looked::NotYet,
-            to_hold: None,
+            leftovers: Leftovers::default(),
+            hold: Hold::default(),
         })
     }
 
@@ -211,93 +156,6 @@ impl Nftables {
     /// What the tables will add up to by a plan, and do before.
     fn intend(&mut self, plan: &Plan, planned: Usage, before: impl FnOnce() -> Usage) {
         (self.used, self.planned) = if plan.is_empty() { (planned, None) } else { (before(), Some(planned)) };
-    }
-
-    fn read(&mut self, family: Family, settings: &Settings) -> Result<Option<ObservedTable>, netlink::Error> {
-        let Some(found) = decode::observe(&mut self.socket, family)? else { return Ok(None) };
-        let chains: Vec<_> = found.dynamic_chains().collect();
-        let sets: Vec<_> = found.dynamic_sets().collect();
-        let structure = plan::structure(settings, family);
-        let mut table = ObservedTable {
-            difference: found.difference(family, &structure, &chains, &sets),
-            chains: chains.iter().copied().collect(),
-            sticky_sets: sets.len() as u32,
-            ..ObservedTable::default()
-        };
-        // Slots are counted from 0; with a gap the table is somebody else's work.
-        if (0..table.sticky_sets).any(|k| !sets.contains(&Set::Sticky(k))) {
-            table.difference.get_or_insert_with(|| "a set sticky-K is missing".into());
-        }
-        self.counts = found.count(Set::Endpoints).is_some();
-        if table.difference.is_none() {
-            self.read_elements(family, &structure, &found, &mut table)?;
-            if table.difference.is_none() {
-                return Ok(Some(table));
-            }
-        }
-        match self.read_replaced(family, &structure, &found, &mut table) {
-            Ok(()) => {}
-            Err(error @ netlink::Error::Interrupted) => return Err(error),
-            Err(error) => {
-                debug!(%family, %error, "of the table that is replaced nothing can be kept");
-                table.elements.clear();
-            }
-        }
-        Ok(Some(table))
-    }
-
-    /// Reads what is worth knowing of a table that is to be replaced: what was served, and who sticks to what. It may be
-    /// anybody's work; what makes no sense is no reason to fail.
-    fn read_replaced(
-        &mut self,
-        family: Family,
-        structure: &model::Structure,
-        found: &decode::Observed,
-        table: &mut ObservedTable,
-    ) -> Result<(), netlink::Error> {
-        if table.elements.is_empty() {
-            self.read_elements(family, structure, found, table)?;
-        }
-        let clients = carry::read(&mut self.socket, family, found)?;
-        self.clients.push((family, clients));
-        Ok(())
-    }
-
-    /// Reads what is in the sets that are as they should be, unless that takes too long.
-    fn read_elements(
-        &mut self,
-        family: Family,
-        structure: &model::Structure,
-        found: &decode::Observed,
-        table: &mut ObservedTable,
-    ) -> Result<(), netlink::Error> {
-        let large = |set: Set, most: u32| found.count(set).filter(|count| *count > most);
-        let sets = schema::sets(structure).filter(|set| *set != Set::Endpoints).chain([Set::Endpoints]);
-        for set in sets.filter(|set| found.has(family, *set)) {
-            if let Some(count) = large(set, MOST_DUMPED).filter(|_| set == Set::Endpoints)
-                && let Some(endpoints) = lookup::endpoints(&mut self.socket, family, &table.elements, count)?
-            {
-                table.elements.extend(endpoints);
-                continue;
-            }
-            if let Some(count) = large(set, MOST_COMPARED) {
-                let difference = format!("{count} elements in set {set}: sooner made anew than compared");
-                table.difference.get_or_insert(difference);
-                return Ok(());
-            }
-            let (elements, difference) = (&mut table.elements, &mut table.difference);
-            decode::elements(&mut self.socket, family, set, |decoded| match decoded {
-                Decoded::Element(element) => {
-                    elements.insert(element);
-                }
-                Decoded::Unknown(key) => {
-                    difference
-                        .get_or_insert_with(|| format!("set {set} has an element that is not ours: {key}"));
-                }
-                Decoded::Sticky(_) | Decoded::Start(_) | Decoded::End(_) => {}
-            })?;
-        }
-        Ok(())
     }
 
     /// Applies tables that do not fit the socket's buffer: what can be done only for tables that are new.
@@ -362,11 +220,16 @@ impl DataPlane for Nftables {
             let before = self.socket.generation()?;
             let mut observed = Observed::new();
             let mut interrupted = false;
-            self.counted.clear();
+            self.counted.forget_clients();
             self.clients.clear();
             for family in self.families.clone() {
-                match self.read(family, settings) {
-                    Ok(table) => {
+                match read::table(&mut self.socket, family, settings) {
+                    Ok(found) => {
+                        let table = found.map(|Read { table, clients, counts }| {
+                            self.counts = counts;
+                            self.clients.push((family, clients));
+                            table
+                        });
                         observed.insert(family, table);
                     }
                     // A set that was listed went meanwhile.
@@ -431,7 +294,7 @@ impl DataPlane for Nftables {
                 let expected = self.generation.map(|g| g.wrapping_add(commits as u32));
                 self.generation = Some(now).filter(|now| Some(*now) == expected);
                 for (family, _) in plan.tables.iter().filter(|(_, steps)| makes_table(steps)) {
-                    self.invalid_counters.remove(family);
+                    self.counted.begin_anew(*family);
                 }
                 if let Some(planned) = self.planned.take() {
                     self.used = planned;
@@ -470,13 +333,12 @@ impl DataPlane for Nftables {
     }
 
     fn hold(&mut self) {
-        self.to_hold = Some((Instant::now(), false));
+        self.hold.ask();
     }
 
     fn tend(&mut self) -> Result<(), Error> {
-        self.make_hold();
-        self.remove_leftovers();
-        self.count()
+        self.leftovers.remove();
+        self.tend_tables()
     }
 
     fn measures(&self) -> Measures {
@@ -488,28 +350,15 @@ impl DataPlane for Nftables {
             }
             for set in self.used.parts(family).1 {
                 let limit = schema::definition(family, set).size;
-                let clients = self.counted.get(&(family, set)).copied().unwrap_or(0);
+                let clients = self.counted.clients(family, set);
                 sets.push((family, set.to_string(), clients, Some(limit)));
             }
         }
-        Measures { traffic: self.socket.traffic(), invalid_dropped: self.invalid_dropped, sets }
+        Measures { traffic: self.socket.traffic(), invalid_dropped: self.counted.invalid_dropped(), sets }
     }
 
     fn errnos(&self, error: &Error) -> Vec<Errno> {
-        match error {
-            Error::NotPermitted => vec![Errno::EPERM],
-            Error::Refused(refused) => refused.iter().map(|r| r.errno).collect(),
-            Error::Netlink(netlink::Error::Refused(refused)) => refused.iter().map(|r| r.errno).collect(),
-            Error::Netlink(
-                netlink::Error::Send { errno, .. }
-                | netlink::Error::Receive(errno)
-                | netlink::Error::Request(errno)
-                | netlink::Error::Option { errno, .. }
-                | netlink::Error::Open(errno)
-                | netlink::Error::Bind(errno),
-            ) => vec![*errno],
-            Error::Netlink(_) => Vec::new(),
-        }
+        error.errnos()
     }
 
     fn disturbed(&mut self, thorough: bool) -> Result<bool, Error> {
@@ -537,82 +386,17 @@ fn makes_table(steps: &[Step]) -> bool {
 }
 
 impl Nftables {
-    /// Makes the table that holds connections, if that is asked for and not done.
-    pub(super) fn make_hold(&mut self) {
-        let Some((_, failed)) = self.to_hold.filter(|(at, _)| Instant::now() >= *at) else { return };
-        match self.socket.commit(&hold::batch()) {
-            Ok(()) => {
-                self.to_hold = None;
-                // Nobody else wrote if that was the only commit.
-                let now = self.socket.generation().ok();
-                if now.is_some() && now == self.generation.map(|g| g.wrapping_add(1)) {
-                    self.generation = now;
-                }
-            }
-            // Another agent has it, which is about to end; or the kernel has no such tables.
-            Err(error) => {
-                if !failed {
-                    warn!(%error, "connections are not held, should somebody flush all rules; trying again");
-                }
-                self.to_hold = Some((Instant::now() + HOLD, true));
+    /// What both modes do as time passes: makes the table that holds connections, takes over what the kernel counted.
+    pub(super) fn tend_tables(&mut self) -> Result<(), Error> {
+        if self.hold.make(&mut self.socket) {
+            // Nobody else wrote if that was the only commit.
+            let now = self.socket.generation().ok();
+            if now.is_some() && now == self.generation.map(|g| g.wrapping_add(1)) {
+                self.generation = now;
             }
         }
-    }
-
-    /// Removes what mode ipvs left; as far as that goes, in each call.
-    fn remove_leftovers(&mut self) {
-        let result = match &mut self.leftovers {
-            Looked::Done => return,
-            Looked::NotYet => {
-                Leftovers::open().map(|found| found.map_or(Looked::Done, Looked::Found)).map(Some)
-            }
-            Looked::Found(leftovers) => leftovers.remove().map(|done| done.then_some(Looked::Done)),
-        };
-        match result {
-            Ok(Some(state)) => self.leftovers = state,
-            Ok(None) => {}
-            // The rules do not need it.
-            Err(error) => {
-                warn!(%error, "what mode ipvs left cannot be removed; the next start tries again");
-                self.leftovers = Looked::Done;
-            }
-        }
-    }
-
-    /// Takes over what the kernel counted, now and then.
-    pub(super) fn count(&mut self) -> Result<(), Error> {
-        if self.counted_at.elapsed() < COUNTS {
-            return Ok(());
-        }
-        self.counted_at = Instant::now();
-        if self.settings.drop_invalid {
-            self.count_invalid()?;
-        }
-        self.count_clients()
-    }
-
-    fn count_invalid(&mut self) -> Result<(), Error> {
-        for family in self.families.iter().copied() {
-            let now = decode::counted(&mut self.socket, family, Chain::DropInvalid)?.unwrap_or(0);
-            let before = self.invalid_counters.insert(family, now).unwrap_or(0);
-            // A counter that says less is of a table that was made anew.
-            self.invalid_dropped += if now < before { now } else { now - before };
-        }
-        Ok(())
-    }
-
-    fn count_clients(&mut self) -> Result<(), Error> {
-        self.counted.clear();
-        for family in self.families.clone() {
-            let (_, sets) = self.used.parts(family);
-            if sets.is_empty() {
-                continue;
-            }
-            let Some(found) = decode::observe(&mut self.socket, family)? else { continue };
-            let counts = sets.into_iter().filter_map(|set| Some(((family, set), found.count(set)? as usize)));
-            self.counted.extend(counts);
-        }
-        Ok(())
+        let Nftables { socket, families, used, settings, .. } = self;
+        Ok(self.counted.update(socket, families, used, settings.drop_invalid)?)
     }
 
     /// An element that was replaced by another does not show in the counts: after commits of others everything is

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashSet;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::Error;
 use super::kernel::{Kernel, Observed};
@@ -17,28 +17,63 @@ use crate::forwarding::Desired;
 /// How often connections that are to end are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// What there may be of an earlier run in mode ipvs.
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    looked: Looked,
+}
+
+#[derive(Debug, Default)]
+enum Looked {
+    #[default]
+    NotYet,
+    Found(Box<Found>),
+    Done,
+}
+
+impl Leftovers {
+    /// Removes them, as far as that goes in each call: once there is nothing left, a call does nothing. Looks in the network
+    /// namespace of the calling thread; does not have the kernel load IPVS.
+    pub fn remove(&mut self) {
+        let result = match &mut self.looked {
+            Looked::Done => return,
+            Looked::NotYet => {
+                Found::open().map(|found| Some(found.map_or(Looked::Done, |it| Looked::Found(it.into()))))
+            }
+            Looked::Found(found) => found.remove().map(|done| done.then_some(Looked::Done)),
+        };
+        match result {
+            Ok(Some(state)) => self.looked = state,
+            Ok(None) => {}
+            // The rules do not need it.
+            Err(error) => {
+                warn!(%error, "what mode ipvs left cannot be removed; the next start tries again");
+                self.looked = Looked::Done;
+            }
+        }
+    }
+}
+
 /// Virtual services and addresses of an earlier run in mode ipvs.
 #[derive(Debug)]
-pub struct Leftovers {
+struct Found {
     kernel: Kernel,
     state: State,
     looked: Option<Instant>,
 }
 
-impl Leftovers {
-    /// Looks for them in the network namespace of the calling thread; `None` where there can be none. Does not have the
-    /// kernel load IPVS.
-    pub fn open() -> Result<Option<Leftovers>, Error> {
+impl Found {
+    /// `None` where there can be none.
+    fn open() -> Result<Option<Found>, Error> {
         if !super::is_loaded() {
             return Ok(None);
         }
-        let leftovers = Leftovers { kernel: Kernel::open()?, state: State::default(), looked: None };
-        Ok(Some(leftovers))
+        Ok(Some(Found { kernel: Kernel::open()?, state: State::default(), looked: None }))
     }
 
     /// Takes new connections from them, and deletes those without any; to be called again until it says that none is
     /// left.
-    pub fn remove(&mut self) -> Result<bool, Error> {
+    fn remove(&mut self) -> Result<bool, Error> {
         if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
             return Ok(false);
         }
