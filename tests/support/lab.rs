@@ -248,7 +248,10 @@ impl Lab {
             std::env::var("SLUICE_TEST_SLOWNESS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
         let deadline = Instant::now() + Duration::from_secs(60) * slowness;
         while !done() {
-            assert!(Instant::now() < deadline, "not in time: {what}\n{}", self.logged());
+            if Instant::now() >= deadline {
+                let connections = self.sh("ss -Htani; conntrack -L 2>/dev/null; nft list tables");
+                panic!("not in time: {what}\n{}\n{connections}", self.logged());
+            }
             sleep(Duration::from_millis(5));
         }
     }
