@@ -7,7 +7,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
-use crate::dataplane::{DataPlane, ipvs};
+use crate::dataplane::{DataPlane, Look, ipvs};
 use crate::log::Repeated;
 use crate::netlink::AddressChanges;
 use crate::reconcile::{Reconciler, Report};
@@ -87,15 +87,15 @@ pub async fn run<D: DataPlane>(
                 if tend(&mut reconciler, &mut untended) {
                     let now = Instant::now();
                     let thorough = now >= schedule.compare_again;
-                    if now < schedule.look_again {
+                    if now < schedule.look_again || reconciler.is_to_compare() {
                         continue;
                     }
-                    let disturbed = disturbed(&mut reconciler, thorough, &mut blind);
+                    let look = look(&mut reconciler, thorough, &mut blind);
                     schedule.looked(now);
-                    if !disturbed {
+                    if look == Look::AsLeft {
                         continue;
                     }
-                    reconciler.resync();
+                    reconciler.compare(look);
                 }
             }
             () = changed(&mut address_changes, &mut addresses) => {
@@ -238,6 +238,7 @@ async fn changed(changes: &mut Option<AddressChanges>, looks: &mut Interval) {
         warn!(%error, "changes of the host's addresses are seen only every 5 s from now on");
         *changes = None;
         *looks = interval(ADDRESS_INTERVAL.1);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
 }
 
@@ -267,22 +268,22 @@ fn tend<D: DataPlane>(reconciler: &mut Reconciler<D>, untended: &mut Repeated) -
     }
 }
 
-fn disturbed<D: DataPlane>(reconciler: &mut Reconciler<D>, thorough: bool, blind: &mut Repeated) -> bool {
-    match reconciler.disturbed(thorough) {
-        Ok(disturbed) => {
+fn look<D: DataPlane>(reconciler: &mut Reconciler<D>, thorough: bool, blind: &mut Repeated) -> Look {
+    match reconciler.look(thorough) {
+        Ok(look) => {
             if blind.ended().is_some() {
                 info!("the kernel says again whether rules changed");
             }
-            if disturbed {
+            if look == Look::Changed {
                 debug!("somebody else changed rules; comparing");
             }
-            disturbed
+            look
         }
         Err(error) => {
             if let Some(times) = blind.again(&error) {
                 warn!(%error, times, "cannot ask the kernel whether rules changed");
             }
-            false
+            Look::AsLeft
         }
     }
 }

@@ -26,6 +26,17 @@ pub enum Fault {
     Elsewhere,
 }
 
+/// What the kernel says of others' changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Nobody is seen to have changed anything.
+    AsLeft,
+    /// Nor here, but it is time to compare everything to be sure.
+    Due,
+    /// Somebody changed something of ours, or may have.
+    Changed,
+}
+
 /// A part of a plan that the kernel refuses, where that stands for nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OddPart {
@@ -117,5 +128,5 @@ pub trait DataPlane {
 
     /// Whether somebody else changed what is there since it was last observed or applied. If not `thorough`, only what is
     /// plain to see counts; otherwise also that only a comparison of everything can tell.
-    fn disturbed(&mut self, thorough: bool) -> Result<bool, Self::Error>;
+    fn look(&mut self, thorough: bool) -> Result<Look, Self::Error>;
 }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::cluster::{Change, Index, ObjectName, Scheduler};
 use crate::config::{self, Config};
 use crate::conntrack::Cleaner;
-use crate::dataplane::DataPlane;
+use crate::dataplane::{DataPlane, Look};
 use crate::events::{Event, Type, reasons};
 use crate::forwarding::{Changes, Conflict, Desired, Key, Refused};
 use crate::log::{Repeated, STEADY};
@@ -39,6 +39,8 @@ pub struct Reconciler<D> {
     host_addresses: Vec<std::net::IpAddr>,
     reporting: Reporting,
     drift: Drift,
+    /// The next sync compares everything, once what changed until then is written.
+    compare: bool,
     /// Repairs of what others changed, for the log.
     repairs: Repeated,
     /// Failures to read the host's addresses, for the log.
@@ -95,6 +97,7 @@ impl<D: DataPlane> Reconciler<D> {
             host_addresses: Vec::new(),
             reporting,
             drift: Drift::None,
+            compare: false,
             repairs: Repeated::default(),
             unread_addresses: Repeated::default(),
             conntrack: None,
@@ -115,7 +118,7 @@ impl<D: DataPlane> Reconciler<D> {
     /// Another configuration for the same node: the next sync is a full one.
     pub fn reconfigure(&mut self, config: Config) {
         self.config = config;
-        self.forget();
+        self.begin_anew();
     }
 
     /// What the first sync waits for, of the own Node.
@@ -175,13 +178,28 @@ impl<D: DataPlane> Reconciler<D> {
         self.desired.as_ref()
     }
 
-    /// The next sync observes and compares everything: another program changed rules.
-    pub fn resync(&mut self) {
-        self.forget();
+    /// The next sync observes and compares everything: another program changed rules, or may have.
+    pub fn compare(&mut self, look: Look) {
+        if look == Look::Changed && !self.compare {
+            self.reporting.metrics.foreign_changes.inc();
+        }
+        self.compare = true;
         if self.drift == Drift::None {
             self.drift = Drift::Suspected;
         }
-        self.reporting.metrics.foreign_changes.inc();
+    }
+
+    /// Whether it does.
+    pub fn is_to_compare(&self) -> bool {
+        self.compare
+    }
+
+    /// All that is desired may be another: the next sync is a full one, and what differs says nothing about others.
+    fn begin_anew(&mut self) {
+        self.forget();
+        if self.drift == Drift::Suspected {
+            self.drift = Drift::None;
+        }
     }
 
     /// What is in the kernel is not known any more.
@@ -211,8 +229,8 @@ impl<D: DataPlane> Reconciler<D> {
     }
 
     /// Whether somebody else may have changed the rules.
-    pub fn disturbed(&mut self, thorough: bool) -> Result<bool, D::Error> {
-        let result = self.plane.disturbed(thorough);
+    pub fn look(&mut self, thorough: bool) -> Result<Look, D::Error> {
+        let result = self.plane.look(thorough);
         self.reporting.status.checked(result.is_ok());
         result
     }
@@ -224,7 +242,7 @@ impl<D: DataPlane> Reconciler<D> {
                 self.unread_addresses.ended();
                 if addresses != self.host_addresses {
                     self.host_addresses = addresses;
-                    self.forget();
+                    self.begin_anew();
                 }
             }
             Err(error) => {
@@ -237,11 +255,27 @@ impl<D: DataPlane> Reconciler<D> {
 
     /// Brings the data plane to what the index asks for. After an error the next sync is a full one.
     pub fn sync(&mut self) -> Result<Report, D::Error> {
+        if !self.compare || !self.index.is_dirty() {
+            return self.sync_once(self.compare);
+        }
+        // What changed since the last sync is not what others did: first the one, then the other.
+        let changes = self.sync_once(false)?;
+        if !self.compare {
+            return Ok(changes);
+        }
+        let report = self.sync_once(true)?;
+        Ok(Report { steps: changes.steps + report.steps, ..report })
+    }
+
+    fn sync_once(&mut self, compare: bool) -> Result<Report, D::Error> {
         let start = Instant::now();
         self.reporting.status.queued(start);
         let dirty = self.index.take_dirty();
         self.reporting.triggered(dirty.triggers);
-        let full = self.desired.is_none() || dirty.node || dirty.service_cidrs;
+        if dirty.node || dirty.service_cidrs {
+            self.begin_anew();
+        }
+        let full = self.desired.is_none() || compare;
         let mut worked_out: Vec<ObjectName> = dirty.services.into_iter().collect();
         self.release(&mut worked_out);
         let partial = if full { None } else { self.sync_dirty(&worked_out)? };
@@ -278,11 +312,20 @@ impl<D: DataPlane> Reconciler<D> {
     fn sync_all_undisturbed(&mut self) -> Result<(usize, Changes), D::Error> {
         for _ in 1..TRIES {
             match self.sync_all() {
-                Err(("apply", _)) if matches!(self.plane.disturbed(true), Ok(true)) => self.resync(),
+                Err(("apply", _)) if self.was_disturbed() => {}
                 result => return result.map_err(|(stage, error)| self.failed(stage, error)),
             }
         }
         self.sync_all().map_err(|(stage, error)| self.failed(stage, error))
+    }
+
+    /// Whether others wrote, so that what failed is to be tried with all read again.
+    fn was_disturbed(&mut self) -> bool {
+        let disturbed = matches!(self.plane.look(true), Ok(Look::Changed));
+        if disturbed {
+            self.compare(Look::Changed);
+        }
+        disturbed
     }
 
     fn failed(&self, stage: &'static str, error: D::Error) -> D::Error {
@@ -319,6 +362,7 @@ impl<D: DataPlane> Reconciler<D> {
             }
         }
         self.desired = Some(desired);
+        self.compare = false;
         self.index.settle();
         // A Node that goes later takes no rules with it.
         self.node_required = false;
@@ -351,8 +395,7 @@ impl<D: DataPlane> Reconciler<D> {
                     conntrack.forget(&desired);
                 }
                 // Others may have been at our rules since the last look.
-                if matches!(self.plane.disturbed(true), Ok(true)) {
-                    self.resync();
+                if self.compare || self.was_disturbed() {
                     return Ok(None);
                 }
                 Err(self.failed("apply", error))

@@ -202,7 +202,7 @@ proptest! {
                     node.refuse(&poison);
                 }
                 if n % 4 == full {
-                    node.reconciler.resync();
+                    node.reconciler.compare(sluice::dataplane::Look::Changed);
                 }
                 node.apply(batch);
                 node.check()?;

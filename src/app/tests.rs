@@ -167,7 +167,7 @@ async fn somebody_who_flushes_all_day_is_a_few_lines_of_log() {
     for _ in 0..4 * 3600 {
         tokio::time::advance(Duration::from_secs(1)).await;
         *tables.lock().unwrap() = crate::dataplane::memory::Memory::default();
-        reconciler.resync();
+        reconciler.compare(Look::Changed);
         assert!(reconciler.sync().unwrap().steps > 0);
         assert_eq!(status.readyz().status().as_u16(), 200);
     }
@@ -178,6 +178,30 @@ async fn somebody_who_flushes_all_day_is_a_few_lines_of_log() {
     assert!((23..=25).contains(&warnings.len()), "one in ten minutes: {warnings:?}");
     assert!(warnings.iter().all(|line| line.contains("another program had changed")), "{warnings:?}");
     assert!(warnings.last().is_some_and(|line| line.contains("times=13")), "{warnings:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_meanwhile_is_not_blamed_on_others() {
+    let plane = Plane::new(Box::new(|_: &Plan| Ok(())));
+    let tables = plane.tables.clone();
+    let (mut reconciler, _) = reconciler(plane);
+    reconciler.apply([service(1), node(&[[192, 0, 2, 1].into()])]);
+    reconciler.sync().unwrap();
+    let (lines, _guard) = Lines::start();
+    let blamed = || lines.text().matches("another program had changed").count();
+    let changes = [service(2), node(&[[192, 0, 2, 1].into(), [192, 0, 2, 7].into()]), service(3)];
+    for (change, look) in changes.into_iter().zip([Look::Due, Look::Changed, Look::Changed]) {
+        reconciler.apply([change]);
+        reconciler.compare(look);
+        reconciler.sync().unwrap();
+        assert!(!reconciler.is_to_compare());
+    }
+    assert_eq!(blamed(), 0, "{}", lines.text());
+    *tables.lock().unwrap() = crate::dataplane::memory::Memory::default();
+    reconciler.apply([service(4)]);
+    reconciler.compare(Look::Changed);
+    reconciler.sync().unwrap();
+    assert_eq!(blamed(), 1, "{}", lines.text());
 }
 
 /// The log of this thread.

@@ -127,6 +127,11 @@ impl Index {
         }
     }
 
+    /// Whether anything changed since the last [`take_dirty`](Index::take_dirty).
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     /// What changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
         std::mem::take(&mut self.dirty)

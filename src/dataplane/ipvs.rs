@@ -24,7 +24,7 @@ use self::state::{Odd, State};
 use super::nftables::model::{Element, Verdict};
 use super::nftables::translation::{Host, Translation};
 use super::nftables::{self, Nftables};
-use super::{DataPlane, Measures, OddPart};
+use super::{DataPlane, Look, Measures, OddPart};
 use crate::cluster::{Family, Scheduler};
 use crate::config;
 use crate::forwarding::{Adopted, Changes, Desired, Frontend, Settings, Target};
@@ -134,6 +134,8 @@ pub struct Ipvs {
     /// The host's addresses when everything was last compared.
     host: FxHashSet<IpAddr>,
     observed: Instant,
+    /// Whether the device was there when everything was last compared, or was made since.
+    has_device: bool,
     tended: Instant,
 }
 
@@ -143,8 +145,18 @@ impl Ipvs {
         let state = State { default: config.scheduler, ..State::default() };
         let (tables, kernel, now) = (Nftables::open()?, Kernel::open()?, Instant::now());
         let (odd, host) = (Vec::new(), FxHashSet::default());
-        let mut ipvs =
-            Ipvs { tables, kernel, config, sync_period, state, odd, host, observed: now, tended: now };
+        let mut ipvs = Ipvs {
+            tables,
+            kernel,
+            config,
+            sync_period,
+            state,
+            odd,
+            host,
+            observed: now,
+            has_device: false,
+            tended: now,
+        };
         ipvs.note_written();
         Ok(ipvs)
     }
@@ -302,6 +314,7 @@ impl DataPlane for Ipvs {
         let tables = self.tables.observe(settings)?;
         let ipvs = self.kernel.observe()?;
         self.observed = Instant::now();
+        self.has_device = ipvs.device;
         Ok(Observed { tables, ipvs })
     }
 
@@ -383,14 +396,18 @@ impl DataPlane for Ipvs {
         self.tables.measures()
     }
 
-    fn disturbed(&mut self, thorough: bool) -> Result<bool, Error> {
-        if self.kernel.device()?.is_none() || thorough && self.observed.elapsed() >= self.sync_period {
-            return Ok(true);
+    fn look(&mut self, thorough: bool) -> Result<Look, Error> {
+        if self.has_device && self.kernel.device()?.is_none() {
+            return Ok(Look::Changed);
         }
         if self.tables.is_moved()? && !self.kernel.guards_arp()? {
-            return Ok(true);
+            return Ok(Look::Changed);
         }
-        Ok(self.tables.disturbed(thorough)?)
+        Ok(match self.tables.look(thorough)? {
+            // IPVS does not tell of changes.
+            Look::AsLeft if thorough && self.observed.elapsed() >= self.sync_period => Look::Due,
+            look => look,
+        })
     }
 
     fn hold(&mut self) {

@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::nftables::fault;
 use super::nftables::model::{Chain, Element, Set, Step, Structure, Verdict};
 use super::nftables::plan::{self, Observed, ObservedTable, Plan, Usage, counted_chain, sticky_sets};
-use super::{DataPlane, Fault};
+use super::{DataPlane, Fault, Look};
 use crate::cluster::Family;
 use crate::forwarding::{Adopted, Changes, Desired, Settings};
 
@@ -143,8 +143,8 @@ impl DataPlane for Plane {
         Fault::Named(parts.into_iter().map(|part| (part, refused.to_string())).collect())
     }
 
-    fn disturbed(&mut self, _thorough: bool) -> Result<bool, Refused> {
-        Ok(false)
+    fn look(&mut self, _thorough: bool) -> Result<Look, Refused> {
+        Ok(Look::AsLeft)
     }
 }
 

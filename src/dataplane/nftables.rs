@@ -19,7 +19,7 @@ use self::plan::{Observed, Plan, Usage};
 use self::read::Read;
 use self::translation::Translation;
 use super::ipvs::leftovers::Leftovers;
-use super::{DataPlane, Fault, Measures};
+use super::{DataPlane, Fault, Look, Measures};
 use crate::cluster::Family;
 use crate::forwarding::{Adopted, Changes, Desired, SetChange, Settings};
 use crate::netlink::{self, Socket};
@@ -361,15 +361,15 @@ impl DataPlane for Nftables {
         error.errnos()
     }
 
-    fn disturbed(&mut self, thorough: bool) -> Result<bool, Error> {
+    fn look(&mut self, thorough: bool) -> Result<Look, Error> {
         let now = self.socket.generation()?;
         if Some(now) == self.generation {
-            return Ok(thorough && self.is_to_be_verified());
+            return Ok(self.unless_to_be_verified(thorough));
         }
         // Other agents commit all day. Structure and counts say nearly always that it was not about us.
         for family in self.families.clone() {
             if !self.is_as_left(family, thorough)? {
-                return Ok(true);
+                return Ok(Look::Changed);
             }
         }
         // Without counts a commit is done with only after a thorough look.
@@ -377,7 +377,7 @@ impl DataPlane for Nftables {
             self.generation = Some(now);
         }
         self.unverified.get_or_insert_with(Instant::now);
-        Ok(thorough && self.is_to_be_verified())
+        Ok(self.unless_to_be_verified(thorough))
     }
 }
 
@@ -401,11 +401,12 @@ impl Nftables {
 
     /// An element that was replaced by another does not show in the counts: after commits of others everything is
     /// compared once in a while, unless that means to dump a large table.
-    fn is_to_be_verified(&self) -> bool {
+    fn unless_to_be_verified(&self, thorough: bool) -> Look {
         let large = |family: &Family| {
             !self.counts && self.used.elements(*family, Set::Endpoints) > MOST_COMPARED as usize
         };
-        self.unverified.is_some_and(|since| since.elapsed() >= VERIFY) && !self.families.iter().any(large)
+        let due = self.unverified.is_some_and(|since| since.elapsed() >= VERIFY);
+        if thorough && due && !self.families.iter().any(large) { Look::Due } else { Look::AsLeft }
     }
 
     /// Whether a table has the structure and as many elements as it should. Where the kernel does not count them

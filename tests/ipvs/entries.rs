@@ -1,9 +1,9 @@
 //! Entries of others, of an earlier run and of kube-proxy; endpoints that went.
 
 use sluice::config;
-use sluice::dataplane::DataPlane;
 use sluice::dataplane::ipvs::{cleanup, plan::Whose};
 use sluice::dataplane::nftables::Nftables;
+use sluice::dataplane::{DataPlane, Look};
 use sluice::forwarding::Desired;
 
 use super::events::{node, settings};
@@ -101,7 +101,7 @@ fn weight_scheduler_flags_and_timeout_are_put_right() {
         let (mut agent, _) = Agent::start(plane(), objects());
         assert!(devices().contains("10.96.0.10/32"), "{}", devices());
         run("ip", &["link", "delete", "kube-ipvs0"], "");
-        assert!(agent.plane.disturbed(false).unwrap(), "it is missed at once");
+        assert_eq!(agent.plane.look(false).unwrap(), Look::Changed, "it is missed at once");
     });
 }
 

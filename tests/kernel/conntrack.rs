@@ -307,7 +307,7 @@ fn a_restart_finds_what_went_meanwhile_and_leaves_the_rest() {
         let mut reconciler = start([service(), slice("1t 3")]);
         let third = ask(&clients);
         assert_eq!(second, third);
-        reconciler.resync();
+        reconciler.compare(sluice::dataplane::Look::Changed);
         apply(&mut reconciler, [slice("3")]);
         drop(reconciler);
         moved(&third, &ask(&clients), SERVERS[0]);

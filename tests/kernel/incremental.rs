@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use sluice::cluster::{Family, Index};
-use sluice::dataplane::DataPlane;
 use sluice::dataplane::nftables::Nftables;
 use sluice::dataplane::nftables::plan::{self, Observed};
+use sluice::dataplane::{DataPlane, Look};
 use sluice::forwarding::Desired;
 
 use super::events::{Batch, Universe, batch, batches, canonical, node, settings, start};
@@ -54,7 +54,7 @@ impl Incremental {
         {
             return Err(TestCaseError::fail(format!("{error}\n{plan}")));
         }
-        prop_assert!(!self.plane.disturbed(true).unwrap(), "nobody else was here");
+        prop_assert_eq!(self.plane.look(true).unwrap(), Look::AsLeft, "nobody else was here");
         Ok(())
     }
 

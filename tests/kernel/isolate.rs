@@ -10,7 +10,7 @@ use sluice::config::{Config, merge};
 use sluice::dataplane::nftables::model::{Chain, Element, Key, Step, Verdict};
 use sluice::dataplane::nftables::plan::{Observed, Plan};
 use sluice::dataplane::nftables::{Error, Nftables};
-use sluice::dataplane::{DataPlane, Fault};
+use sluice::dataplane::{DataPlane, Fault, Look};
 use sluice::forwarding::{Adopted, Changes, Desired, Settings};
 use sluice::metrics::Metrics;
 use sluice::reconcile::Reconciler;
@@ -90,8 +90,8 @@ impl DataPlane for Spoiled {
         self.0.fault(plan, error)
     }
 
-    fn disturbed(&mut self, thorough: bool) -> Result<bool, Error> {
-        self.0.disturbed(thorough)
+    fn look(&mut self, thorough: bool) -> Result<Look, Error> {
+        self.0.look(thorough)
     }
 }
 
@@ -194,7 +194,7 @@ fn a_change_that_is_refused_leaves_old_rules_and_lets_others_through() {
         assert!(has("10.96.0.4 . tcp . 90") && !has("10.96.0.4 . tcp . 80") && has("10.96.0.30 . tcp . 80"));
         // Somebody flushes our tables: now there are no old rules for them to stay.
         run("nft", &["flush", "ruleset"], "");
-        node.reconciler.resync();
+        node.reconciler.compare(Look::Changed);
         node.apply(vec![]);
         assert_eq!(node.aside(), names([3, 5]));
         assert!(has("10.96.0.3 . tcp . 80") && has("10.96.0.4 . tcp . 90"));
