@@ -107,8 +107,16 @@ fn the_page_of_metrics_is_what_is_served() {
     metrics.netlink_errors.with_label_values(&["EEXIST"]).inc();
     metrics.set_elements.with_label_values(&["IPv4", "services"]).set(1);
     metrics.set_limit.with_label_values(&["IPv4", "sticky-0"]).set(1);
+    metrics.objects.with_label_values(&["service"]).set(1);
     let text = String::from_utf8(metrics.text().unwrap()).unwrap();
     let (types, mut rows) = (types(&text), String::new());
+    // What has labels is not served before it has a value, and would be missing on the page.
+    let named = include_str!("../metrics.rs")
+        .split('"')
+        .filter(|word| ["kubeproxy_", "sluice_"].iter().any(|prefix| word.starts_with(prefix)));
+    for name in named {
+        assert!(types.contains_key(name), "{name} has no value here");
+    }
     for line in text.lines() {
         let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) else {
             continue;
