@@ -122,14 +122,15 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
     let matches = command.try_get_matches_from(std::iter::once(program).chain(run).chain(arguments))?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     if let Command::Run(run) = &mut cli.command {
-        run.takeover.get_or_insert(is_kube_proxy);
+        run.settings.takeover.get_or_insert(is_kube_proxy);
     }
     Ok(cli)
 }
 
 /// The command line as clap knows it: what man pages and completions are made of.
 pub fn command() -> clap::Command {
-    // These take the same command line as `run`; what has no effect on them does not fill their help.
+    // These take the command line of `run`, so that a DaemonSet's can be used as it is; what has no effect on them does not
+    // fill their help.
     let mut command = Cli::command();
     for name in ["dump", "diff", "explain", "check"] {
         command = command.mut_subcommand(name, |c| c.mut_args(flags::hide_what_forwarding_does_not_need));

@@ -168,7 +168,8 @@ fn under_the_name_kube_proxy_it_runs() {
 fn dump_takes_the_command_line_of_run() {
     let manifests = format!("--manifests={}", root().join("demo/manifests").display());
     let line = ["--hostname-override=node1", "--cluster-cidr=10.128.0.0/16", "--conntrack-min=0", "-v=2"];
-    let output = sluice(&[&["dump", &manifests], &line[..]].concat());
+    let agents = ["--takeover", "--hold-connections"];
+    let output = sluice(&[&["dump", &manifests], &line[..], &agents].concat());
     assert!(output.status.success() && !output.stdout.is_empty(), "{}", text(&output.stderr));
     let output = sluice(&["dump", &manifests, "--cleanup"]);
     assert!(text(&output.stderr).contains("--cleanup belongs to `sluice run`"), "{}", text(&output.stderr));

@@ -55,7 +55,7 @@ _sluice() {
             return 0
             ;;
         sluice__subcmd__check)
-            opts="-v -V -h --format --manifests --allowed-external-ips --allowed-load-balancer-ips --conntrack-drop-invalid --kubeconfig --master --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --node-name --hostname-override --mode --proxy-mode --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --masquerade-all --iptables-sync-period --iptables-min-sync-period --healthz-bind-address --metrics-bind-address --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --healthz-port --metrics-port --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --logging-format --v --log-flush-frequency --vmodule --log-json-info-buffer-size --log-json-split-stream --log-text-info-buffer-size --log-text-split-stream --config --write-config-to --cleanup --init-only --version --oom-score-adj --feature-gates --boot-id-file --machine-id-file --iptables-masquerade-bit --iptables-localhost-nodeports --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-service-metrics --ipvs-udp-timeout --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help"
+            opts="-v -V -h --format --takeover --hold-connections --manifests --allowed-external-ips --allowed-load-balancer-ips --conntrack-drop-invalid --kubeconfig --master --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --node-name --hostname-override --mode --proxy-mode --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --masquerade-all --iptables-sync-period --iptables-min-sync-period --healthz-bind-address --metrics-bind-address --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --healthz-port --metrics-port --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --logging-format --v --log-flush-frequency --vmodule --log-json-info-buffer-size --log-json-split-stream --log-text-info-buffer-size --log-text-split-stream --config --write-config-to --cleanup --init-only --version --oom-score-adj --feature-gates --boot-id-file --machine-id-file --iptables-masquerade-bit --iptables-localhost-nodeports --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-service-metrics --ipvs-udp-timeout --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -63,6 +63,14 @@ _sluice() {
             case "${prev}" in
                 --format)
                     COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                --takeover)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --hold-connections)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
                     return 0
                     ;;
                 --manifests)
@@ -379,12 +387,20 @@ _sluice() {
             return 0
             ;;
         sluice__subcmd__diff)
-            opts="-v -V -h --manifests --allowed-external-ips --allowed-load-balancer-ips --conntrack-drop-invalid --kubeconfig --master --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --node-name --hostname-override --mode --proxy-mode --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --masquerade-all --iptables-sync-period --iptables-min-sync-period --healthz-bind-address --metrics-bind-address --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --healthz-port --metrics-port --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --logging-format --v --log-flush-frequency --vmodule --log-json-info-buffer-size --log-json-split-stream --log-text-info-buffer-size --log-text-split-stream --config --write-config-to --cleanup --init-only --version --oom-score-adj --feature-gates --boot-id-file --machine-id-file --iptables-masquerade-bit --iptables-localhost-nodeports --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-service-metrics --ipvs-udp-timeout --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help"
+            opts="-v -V -h --takeover --hold-connections --manifests --allowed-external-ips --allowed-load-balancer-ips --conntrack-drop-invalid --kubeconfig --master --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --node-name --hostname-override --mode --proxy-mode --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --masquerade-all --iptables-sync-period --iptables-min-sync-period --healthz-bind-address --metrics-bind-address --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --healthz-port --metrics-port --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --logging-format --v --log-flush-frequency --vmodule --log-json-info-buffer-size --log-json-split-stream --log-text-info-buffer-size --log-text-split-stream --config --write-config-to --cleanup --init-only --version --oom-score-adj --feature-gates --boot-id-file --machine-id-file --iptables-masquerade-bit --iptables-localhost-nodeports --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-service-metrics --ipvs-udp-timeout --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --takeover)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --hold-connections)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
                 --manifests)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -685,12 +701,20 @@ _sluice() {
             return 0
             ;;
         sluice__subcmd__dump)
-            opts="-v -V -h --manifests --allowed-external-ips --allowed-load-balancer-ips --conntrack-drop-invalid --kubeconfig --master --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --node-name --hostname-override --mode --proxy-mode --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --masquerade-all --iptables-sync-period --iptables-min-sync-period --healthz-bind-address --metrics-bind-address --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --healthz-port --metrics-port --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --logging-format --v --log-flush-frequency --vmodule --log-json-info-buffer-size --log-json-split-stream --log-text-info-buffer-size --log-text-split-stream --config --write-config-to --cleanup --init-only --version --oom-score-adj --feature-gates --boot-id-file --machine-id-file --iptables-masquerade-bit --iptables-localhost-nodeports --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-service-metrics --ipvs-udp-timeout --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help"
+            opts="-v -V -h --takeover --hold-connections --manifests --allowed-external-ips --allowed-load-balancer-ips --conntrack-drop-invalid --kubeconfig --master --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --node-name --hostname-override --mode --proxy-mode --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --masquerade-all --iptables-sync-period --iptables-min-sync-period --healthz-bind-address --metrics-bind-address --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --healthz-port --metrics-port --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --logging-format --v --log-flush-frequency --vmodule --log-json-info-buffer-size --log-json-split-stream --log-text-info-buffer-size --log-text-split-stream --config --write-config-to --cleanup --init-only --version --oom-score-adj --feature-gates --boot-id-file --machine-id-file --iptables-masquerade-bit --iptables-localhost-nodeports --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-service-metrics --ipvs-udp-timeout --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --takeover)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --hold-connections)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
                 --manifests)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -991,7 +1015,7 @@ _sluice() {
             return 0
             ;;
         sluice__subcmd__explain)
-            opts="-v -V -h --from --format --manifests --allowed-external-ips --allowed-load-balancer-ips --conntrack-drop-invalid --kubeconfig --master --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --node-name --hostname-override --mode --proxy-mode --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --masquerade-all --iptables-sync-period --iptables-min-sync-period --healthz-bind-address --metrics-bind-address --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --healthz-port --metrics-port --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --logging-format --v --log-flush-frequency --vmodule --log-json-info-buffer-size --log-json-split-stream --log-text-info-buffer-size --log-text-split-stream --config --write-config-to --cleanup --init-only --version --oom-score-adj --feature-gates --boot-id-file --machine-id-file --iptables-masquerade-bit --iptables-localhost-nodeports --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-service-metrics --ipvs-udp-timeout --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help"
+            opts="-v -V -h --from --format --takeover --hold-connections --manifests --allowed-external-ips --allowed-load-balancer-ips --conntrack-drop-invalid --kubeconfig --master --kube-api-content-type --kube-api-qps --kube-api-burst --config-sync-period --node-name --hostname-override --mode --proxy-mode --cluster-cidr --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --nodeport-addresses --bind-address --masquerade-all --iptables-sync-period --iptables-min-sync-period --healthz-bind-address --metrics-bind-address --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --healthz-port --metrics-port --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --logging-format --v --log-flush-frequency --vmodule --log-json-info-buffer-size --log-json-split-stream --log-text-info-buffer-size --log-text-split-stream --config --write-config-to --cleanup --init-only --version --oom-score-adj --feature-gates --boot-id-file --machine-id-file --iptables-masquerade-bit --iptables-localhost-nodeports --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-service-metrics --ipvs-udp-timeout --network-name --source-vip --enable-dsr --root-hnsendpoint-name --forward-healthcheck-vip --windows-service --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1003,6 +1027,14 @@ _sluice() {
                     ;;
                 --format)
                     COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                --takeover)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --hold-connections)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
                     return 0
                     ;;
                 --manifests)

@@ -34,7 +34,7 @@ complete -c sluice -n "__fish_sluice_needs_command" -f -a "explain" -d 'Say whic
 complete -c sluice -n "__fish_sluice_needs_command" -f -a "check" -d 'Say what of this host stands in the way of Services, and what to do. Exit status 0: nothing but notes, 1: problems or warnings, 2: trouble. Changes nothing'
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l takeover -d 'Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under the name kube-proxy' -r -f -a "true\t''
 false\t''"
-complete -c sluice -n "__fish_sluice_using_subcommand run" -l hold-connections -d 'Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which nobody else can change, keeps the kernel tracking and translating them. `nft -j list ruleset` of nft 1.0.6 and older cannot print such tables' -r -f -a "true\t''
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l hold-connections -d 'Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which nobody else can change, keeps the kernel tracking and translating them. nft 1.0.6 and older print garbage for its flag as JSON (sometimes nothing, or what is no JSON), on which programs that read `nft -j list ruleset`, as podman, may fail; 1.1.3 is fine' -r -f -a "true\t''
 false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
@@ -111,6 +111,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand cleanup" -l kube-proxy -d 
 complete -c sluice -n "__fish_sluice_using_subcommand cleanup" -l force -d 'Do so though a kube-proxy seems to be running, which would make its rules again'
 complete -c sluice -n "__fish_sluice_using_subcommand cleanup" -s h -l help -d 'Print help'
 complete -c sluice -n "__fish_sluice_using_subcommand cleanup" -s V -l version -d 'Print version'
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l takeover -d 'Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under the name kube-proxy' -r -f -a "true\t''
+false\t''"
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l hold-connections -d 'Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which nobody else can change, keeps the kernel tracking and translating them. nft 1.0.6 and older print garbage for its flag as JSON (sometimes nothing, or what is no JSON), on which programs that read `nft -j list ruleset`, as podman, may fail; 1.1.3 is fine' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r
@@ -182,6 +186,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand dump" -l root-hnsendpoint-
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l forward-healthcheck-vip -d 'For Windows only' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l windows-service -d 'For Windows only' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -s h -l help -d 'Print help'
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l takeover -d 'Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under the name kube-proxy' -r -f -a "true\t''
+false\t''"
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l hold-connections -d 'Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which nobody else can change, keeps the kernel tracking and translating them. nft 1.0.6 and older print garbage for its flag as JSON (sometimes nothing, or what is no JSON), on which programs that read `nft -j list ruleset`, as podman, may fail; 1.1.3 is fine' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r
@@ -256,6 +264,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand diff" -s h -l help -d 'Pri
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l from -d 'The client\'s address. Without it: a pod, this node, and an outside client' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l format -d 'For people or for programs' -r -f -a "text\t''
 json\t''"
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l takeover -d 'Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under the name kube-proxy' -r -f -a "true\t''
+false\t''"
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l hold-connections -d 'Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which nobody else can change, keeps the kernel tracking and translating them. nft 1.0.6 and older print garbage for its flag as JSON (sometimes nothing, or what is no JSON), on which programs that read `nft -j list ruleset`, as podman, may fail; 1.1.3 is fine' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r
@@ -329,6 +341,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand explain" -l windows-servic
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -s h -l help -d 'Print help'
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l format -d 'Text for people, or JSON for programs: healthy, checks, findings with check, severity, what and remedy' -r -f -a "text\t''
 json\t''"
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l takeover -d 'Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under the name kube-proxy' -r -f -a "true\t''
+false\t''"
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l hold-connections -d 'Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which nobody else can change, keeps the kernel tracking and translating them. nft 1.0.6 and older print garbage for its flag as JSON (sometimes nothing, or what is no JSON), on which programs that read `nft -j list ruleset`, as podman, may fail; 1.1.3 is fine' -r -f -a "true\t''
+false\t''"
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l manifests -d 'File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API server. Files of a folder: *.yaml, *.yml, *.json' -r -F
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l allowed-external-ips -d 'Which spec.externalIPs Services may have: all, none, or ranges separated by commas. Whoever may make Services may name any address there and gets the pods\' connections to it (CVE-2020-8554)' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l allowed-load-balancer-ips -d 'The same of addresses in status.loadBalancer, which take the right to write a Service\'s status' -r

@@ -84,6 +84,7 @@ pub fn hide_what_forwarding_does_not_need(arg: Arg) -> Arg {
     let entry = TABLE.iter().find(|entry| entry.flag == arg.get_id().as_str());
     let flags = ["hostname-override", "config", "version", "kubeconfig", "master"];
     let needed = |e: &Entry| e.topic == Topic::Traffic || flags.contains(&e.flag);
-    let hide = entry.is_some_and(|e| e.is_hidden() || !needed(e));
+    let of_agents = ["takeover", "hold_connections"].contains(&arg.get_id().as_str());
+    let hide = of_agents || entry.is_some_and(|e| e.is_hidden() || !needed(e));
     arg.hide(hide)
 }

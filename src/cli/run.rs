@@ -37,29 +37,6 @@ const QUEUE: usize = 64;
 
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under
-    /// the name kube-proxy.
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        help_heading = "Process"
-    )]
-    pub(super) takeover: Option<bool>,
-    /// Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which
-    /// nobody else can change, keeps the kernel tracking and translating them. `nft -j list ruleset` of nft 1.0.6 and
-    /// older cannot print such tables.
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        help_heading = "Process"
-    )]
-    hold_connections: Option<bool>,
     #[command(flatten)]
     pub(super) settings: Settings,
 }
@@ -99,7 +76,7 @@ impl Run {
     }
 
     fn takes_over(&self) -> bool {
-        self.takeover.unwrap_or_default()
+        self.settings.takeover.unwrap_or_default()
     }
 
     fn write_config(&self, file: Option<&File>, path: &Path) -> anyhow::Result<()> {
@@ -173,7 +150,7 @@ impl Run {
             if self.settings.manifests.is_none() {
                 reconciler.require_node();
             }
-            if self.hold_connections.unwrap_or_default() {
+            if self.settings.hold_connections.unwrap_or_default() {
                 reconciler.hold();
             }
             reconciler.relay(relay.clone());

@@ -10,9 +10,34 @@ use crate::config::merge::{self, Merged};
 use crate::config::{Config, host_name};
 use crate::forwarding::Claimable;
 
-/// What decides about forwarding; names, values and defaults are kube-proxy's.
+/// The command line of an agent, which other commands take as it is: `takeover` and `hold_connections` count in `run` alone.
+/// Names, values and defaults are kube-proxy's, where it has them.
 #[derive(Debug, Args)]
 pub struct Settings {
+    /// Remove what kube-proxy left, once the rules are in place, unless a kube-proxy is running. On by itself under
+    /// the name kube-proxy.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Process"
+    )]
+    pub takeover: Option<bool>,
+    /// Established connections survive it when somebody flushes all nftables rules: a table inet sluice-hold, which
+    /// nobody else can change, keeps the kernel tracking and translating them. nft 1.0.6 and older print garbage
+    /// for its flag as JSON (sometimes nothing, or what is no JSON), on which programs that read `nft -j list ruleset`, as
+    /// podman, may fail; 1.1.3 is fine.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Process"
+    )]
+    pub hold_connections: Option<bool>,
     /// File or folder of YAML or JSON with Services, EndpointSlices, Nodes and ServiceCIDRs, in place of an API
     /// server. Files of a folder: *.yaml, *.yml, *.json.
     #[arg(long, value_name = "PATH", help_heading = "Where objects come from")]

@@ -110,6 +110,26 @@ fn wrong_usage_is_refused() {
     }
 }
 
+/// So that what an agent does can be looked at with its own command line.
+#[test]
+fn other_commands_take_an_agents_command_line() {
+    let manifest = include_str!("../../deploy/manifests/daemonset.yaml");
+    let mut lines = manifest.lines().map(str::trim).skip_while(|line| *line != "- /usr/local/bin/sluice");
+    let arguments: Vec<&str> = lines.by_ref().map_while(|line| line.strip_prefix("- ")).skip(2).collect();
+    assert!(arguments.contains(&"--takeover"), "{arguments:?}");
+    let arguments = format!("{} --hold-connections --conntrack-drop-invalid -v2", arguments.join(" "));
+    for command in ["run", "dump", "diff", "explain 10.96.0.1:443", "check"] {
+        let line = format!("sluice {command} {arguments}");
+        let parsed = parse(line.split_whitespace().map(Into::into)).map(|cli| cli.command);
+        let parsed = parsed.unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert!(parsed.settings().is_some_and(|s| s.conntrack_drop_invalid), "{line}");
+        let help = run(&format!("{line} --help")).expect_err("help").to_string();
+        for flag in ["--takeover", "--hold-connections"] {
+            assert_eq!(help.contains(flag), command == "run", "{flag} of {command}\n{help}");
+        }
+    }
+}
+
 #[test]
 fn the_command_line_makes_sense() {
     super::command().debug_assert();

@@ -19,7 +19,8 @@ image. This page is printed from the table in `src/config/reference/table.rs` (`
 - sluice's own are `--manifests PATH`, which takes objects from files in place of an API server, `--node-name`, another name of
   `--hostname-override`, `--takeover`, `--hold-connections`, `--allowed-external-ips`,
   `--allowed-load-balancer-ips`, `--conntrack-drop-invalid` (below), and `ipvs.serviceMetrics`.
-  `sluice dump` and `sluice diff` take the same command line as `sluice run`.
+  `sluice dump`, `diff`, `explain` and `check` take the command line of `sluice run` as it is, but for `--init-only`, `--cleanup` and
+  `--write-config-to`; what only an agent does they leave aside.
 - The file is read strictly. An unknown field, or a key that is there twice, is one warning that names it; then the
   rest counts. A value of the wrong type, another `apiVersion` or `kind`, and a value that makes no sense are errors;
   all of the latter are named at once, and nothing is touched.
@@ -31,8 +32,9 @@ image. This page is printed from the table in `src/config/reference/table.rs` (`
 - `nftables.minSyncPeriod` is 0 by default (kube-proxy: 1s): a change costs one small transaction, so there is nothing
   to save by waiting. A value that is set is honoured: the first change after a quiet time is written at once, those
   that follow together when the time has passed.
-- Rules are compared with the kernel's whenever somebody else committed to nf_tables, which is asked every 200 ms; there
-  is no comparison by the clock, since nothing can have changed.
+- In mode nftables rules are compared with the kernel's when somebody else committed to nf_tables, which is asked every 200 ms (at most 1 s
+  apart where others commit all the time); an element replaced by another is found within about a minute. There is no comparison by
+  the clock, since nothing can have changed.
 ";
 
 /// What stands below a topic's table.
