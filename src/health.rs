@@ -8,7 +8,7 @@
 //! | --- | --- | --- | --- |
 //! | a change waits for longer than [`HEALTH_TIMEOUT`] | 503 | 503 | 503 |
 //! | the last sync failed, or the rules cannot be checked | 503 | | |
-//! | the Node is being deleted | 503 | | |
+//! | the Node is being deleted, or has gone | 503 | | |
 //!
 //! A failure that a retry mends at once is no reason to restart the agent or to drain the node, so the others
 //! wait for it.

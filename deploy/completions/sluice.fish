@@ -56,10 +56,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand run" -l pod-interface-name
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l nodeport-addresses -d 'Where NodePorts are served: primary, localhost, all, ranges, in any mix; empty: primary. localhost is 127.0.0.1 and [::1], for TCP only; all and ranges have no loopback addresses' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l bind-address -d 'The Node\'s primary address, in place of what its object says; nothing is bound to it. Its family is that of the servers\' default addresses [default: 0.0.0.0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l masquerade-all -d 'Masquerade every connection to a ClusterIP. This field does nothing where mode is nftables; the flag always counts' -r
-complete -c sluice -n "__fish_sluice_using_subcommand run" -l iptables-sync-period -d 'How long changes may wait, in the eyes of /healthz. The flag sets nftables.syncPeriod, as in kube-proxy; this field does nothing [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l iptables-sync-period -d 'No effect. The flag sets nftables.syncPeriod, as in kube-proxy [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l iptables-min-sync-period -d 'Least time between two writes; changes meanwhile are written together. The flag sets nftables.minSyncPeriod, as in kube-proxy; this field does nothing [default: 0s]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand run" -l healthz-bind-address -d 'Where /healthz and /livez are served; a port may be left out [default: 0.0.0.0:10256]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand run" -l metrics-bind-address -d 'Where /metrics and /proxyMode are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l healthz-bind-address -d 'Where /healthz, /livez and /readyz are served; a port may be left out [default: 0.0.0.0:10256]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l metrics-bind-address -d 'Where /metrics, /proxyMode, /configz and /healthz are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l bind-address-hard-fail -d 'End when an address cannot be bound, instead of trying again' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l profiling -d 'There are no profiles to fetch' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l show-hidden-metrics-for-version -d 'No metric is hidden' -r
@@ -91,7 +91,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand run" -l boot-id-file -d 'N
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l machine-id-file -d 'Nothing reads it, in kube-proxy neither' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l iptables-masquerade-bit -d 'No bit of the mark is used; it is checked only [default: 14]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l iptables-localhost-nodeports -d 'NodePorts are served on loopback addresses only where nodePortAddresses says localhost' -r
-complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes; also tells when the health check calls the rules too old [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
@@ -135,10 +135,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand dump" -l pod-interface-nam
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l nodeport-addresses -d 'Where NodePorts are served: primary, localhost, all, ranges, in any mix; empty: primary. localhost is 127.0.0.1 and [::1], for TCP only; all and ranges have no loopback addresses' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l bind-address -d 'The Node\'s primary address, in place of what its object says; nothing is bound to it. Its family is that of the servers\' default addresses [default: 0.0.0.0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l masquerade-all -d 'Masquerade every connection to a ClusterIP. This field does nothing where mode is nftables; the flag always counts' -r
-complete -c sluice -n "__fish_sluice_using_subcommand dump" -l iptables-sync-period -d 'How long changes may wait, in the eyes of /healthz. The flag sets nftables.syncPeriod, as in kube-proxy; this field does nothing [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l iptables-sync-period -d 'No effect. The flag sets nftables.syncPeriod, as in kube-proxy [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l iptables-min-sync-period -d 'Least time between two writes; changes meanwhile are written together. The flag sets nftables.minSyncPeriod, as in kube-proxy; this field does nothing [default: 0s]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand dump" -l healthz-bind-address -d 'Where /healthz and /livez are served; a port may be left out [default: 0.0.0.0:10256]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand dump" -l metrics-bind-address -d 'Where /metrics and /proxyMode are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l healthz-bind-address -d 'Where /healthz, /livez and /readyz are served; a port may be left out [default: 0.0.0.0:10256]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l metrics-bind-address -d 'Where /metrics, /proxyMode, /configz and /healthz are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l bind-address-hard-fail -d 'End when an address cannot be bound, instead of trying again' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l profiling -d 'There are no profiles to fetch' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l show-hidden-metrics-for-version -d 'No metric is hidden' -r
@@ -170,7 +170,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand dump" -l boot-id-file -d '
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l machine-id-file -d 'Nothing reads it, in kube-proxy neither' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l iptables-masquerade-bit -d 'No bit of the mark is used; it is checked only [default: 14]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l iptables-localhost-nodeports -d 'NodePorts are served on loopback addresses only where nodePortAddresses says localhost' -r
-complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes; also tells when the health check calls the rules too old [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
@@ -210,10 +210,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand diff" -l pod-interface-nam
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l nodeport-addresses -d 'Where NodePorts are served: primary, localhost, all, ranges, in any mix; empty: primary. localhost is 127.0.0.1 and [::1], for TCP only; all and ranges have no loopback addresses' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l bind-address -d 'The Node\'s primary address, in place of what its object says; nothing is bound to it. Its family is that of the servers\' default addresses [default: 0.0.0.0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l masquerade-all -d 'Masquerade every connection to a ClusterIP. This field does nothing where mode is nftables; the flag always counts' -r
-complete -c sluice -n "__fish_sluice_using_subcommand diff" -l iptables-sync-period -d 'How long changes may wait, in the eyes of /healthz. The flag sets nftables.syncPeriod, as in kube-proxy; this field does nothing [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l iptables-sync-period -d 'No effect. The flag sets nftables.syncPeriod, as in kube-proxy [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l iptables-min-sync-period -d 'Least time between two writes; changes meanwhile are written together. The flag sets nftables.minSyncPeriod, as in kube-proxy; this field does nothing [default: 0s]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand diff" -l healthz-bind-address -d 'Where /healthz and /livez are served; a port may be left out [default: 0.0.0.0:10256]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand diff" -l metrics-bind-address -d 'Where /metrics and /proxyMode are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l healthz-bind-address -d 'Where /healthz, /livez and /readyz are served; a port may be left out [default: 0.0.0.0:10256]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l metrics-bind-address -d 'Where /metrics, /proxyMode, /configz and /healthz are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l bind-address-hard-fail -d 'End when an address cannot be bound, instead of trying again' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l profiling -d 'There are no profiles to fetch' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l show-hidden-metrics-for-version -d 'No metric is hidden' -r
@@ -245,7 +245,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand diff" -l boot-id-file -d '
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l machine-id-file -d 'Nothing reads it, in kube-proxy neither' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l iptables-masquerade-bit -d 'No bit of the mark is used; it is checked only [default: 14]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l iptables-localhost-nodeports -d 'NodePorts are served on loopback addresses only where nodePortAddresses says localhost' -r
-complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes; also tells when the health check calls the rules too old [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
@@ -288,10 +288,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand explain" -l pod-interface-
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l nodeport-addresses -d 'Where NodePorts are served: primary, localhost, all, ranges, in any mix; empty: primary. localhost is 127.0.0.1 and [::1], for TCP only; all and ranges have no loopback addresses' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l bind-address -d 'The Node\'s primary address, in place of what its object says; nothing is bound to it. Its family is that of the servers\' default addresses [default: 0.0.0.0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l masquerade-all -d 'Masquerade every connection to a ClusterIP. This field does nothing where mode is nftables; the flag always counts' -r
-complete -c sluice -n "__fish_sluice_using_subcommand explain" -l iptables-sync-period -d 'How long changes may wait, in the eyes of /healthz. The flag sets nftables.syncPeriod, as in kube-proxy; this field does nothing [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l iptables-sync-period -d 'No effect. The flag sets nftables.syncPeriod, as in kube-proxy [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l iptables-min-sync-period -d 'Least time between two writes; changes meanwhile are written together. The flag sets nftables.minSyncPeriod, as in kube-proxy; this field does nothing [default: 0s]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand explain" -l healthz-bind-address -d 'Where /healthz and /livez are served; a port may be left out [default: 0.0.0.0:10256]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand explain" -l metrics-bind-address -d 'Where /metrics and /proxyMode are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l healthz-bind-address -d 'Where /healthz, /livez and /readyz are served; a port may be left out [default: 0.0.0.0:10256]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l metrics-bind-address -d 'Where /metrics, /proxyMode, /configz and /healthz are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l bind-address-hard-fail -d 'End when an address cannot be bound, instead of trying again' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l profiling -d 'There are no profiles to fetch' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l show-hidden-metrics-for-version -d 'No metric is hidden' -r
@@ -323,7 +323,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand explain" -l boot-id-file -
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l machine-id-file -d 'Nothing reads it, in kube-proxy neither' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l iptables-masquerade-bit -d 'No bit of the mark is used; it is checked only [default: 14]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l iptables-localhost-nodeports -d 'NodePorts are served on loopback addresses only where nodePortAddresses says localhost' -r
-complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes; also tells when the health check calls the rules too old [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
@@ -365,10 +365,10 @@ complete -c sluice -n "__fish_sluice_using_subcommand check" -l pod-interface-na
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l nodeport-addresses -d 'Where NodePorts are served: primary, localhost, all, ranges, in any mix; empty: primary. localhost is 127.0.0.1 and [::1], for TCP only; all and ranges have no loopback addresses' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l bind-address -d 'The Node\'s primary address, in place of what its object says; nothing is bound to it. Its family is that of the servers\' default addresses [default: 0.0.0.0]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l masquerade-all -d 'Masquerade every connection to a ClusterIP. This field does nothing where mode is nftables; the flag always counts' -r
-complete -c sluice -n "__fish_sluice_using_subcommand check" -l iptables-sync-period -d 'How long changes may wait, in the eyes of /healthz. The flag sets nftables.syncPeriod, as in kube-proxy; this field does nothing [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l iptables-sync-period -d 'No effect. The flag sets nftables.syncPeriod, as in kube-proxy [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l iptables-min-sync-period -d 'Least time between two writes; changes meanwhile are written together. The flag sets nftables.minSyncPeriod, as in kube-proxy; this field does nothing [default: 0s]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand check" -l healthz-bind-address -d 'Where /healthz and /livez are served; a port may be left out [default: 0.0.0.0:10256]' -r
-complete -c sluice -n "__fish_sluice_using_subcommand check" -l metrics-bind-address -d 'Where /metrics and /proxyMode are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l healthz-bind-address -d 'Where /healthz, /livez and /readyz are served; a port may be left out [default: 0.0.0.0:10256]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l metrics-bind-address -d 'Where /metrics, /proxyMode, /configz and /healthz are served; a port may be left out; an empty flag: nowhere [default: 127.0.0.1:10249]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l bind-address-hard-fail -d 'End when an address cannot be bound, instead of trying again' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l profiling -d 'There are no profiles to fetch' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l show-hidden-metrics-for-version -d 'No metric is hidden' -r
@@ -400,7 +400,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand check" -l boot-id-file -d 
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l machine-id-file -d 'Nothing reads it, in kube-proxy neither' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l iptables-masquerade-bit -d 'No bit of the mark is used; it is checked only [default: 14]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l iptables-localhost-nodeports -d 'NodePorts are served on loopback addresses only where nodePortAddresses says localhost' -r
-complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes; also tells when the health check calls the rules too old [default: 30s]' -r
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r

@@ -43,13 +43,13 @@ pub static TABLE: &[Entry] = &[
     entry("nftables.masqueradeAll", "", Bool, Honoured, Traffic, "Masquerade every connection to a ClusterIP; set by --masquerade-all, too."),
     entry("nftables.masqueradeBit", "", Int, Silent, Traffic, "No bit of the mark is used; it is checked only."),
 
-    entry("nftables.syncPeriod", "", Duration, Partly, Sync, "Rules that somebody else changed are found and repaired within about 200 ms, at any period; it tells when /healthz calls the rules too old."),
+    entry("nftables.syncPeriod", "", Duration, Silent, Sync, "Rules that somebody else changed are found and repaired at any period; /healthz and /livez turn 503 when a change has waited for 60 s, whatever this says."),
     entry("nftables.minSyncPeriod", "", Duration, Honoured, Sync, "Least time between two writes; changes meanwhile are written together. 0, the default here (kube-proxy: 1s): at once."),
-    entry("iptables.syncPeriod", "iptables-sync-period", Duration, Partly, Sync, "How long changes may wait, in the eyes of /healthz. The flag sets nftables.syncPeriod, as in kube-proxy; this field does nothing."),
+    entry("iptables.syncPeriod", "iptables-sync-period", Duration, Silent, Sync, "No effect. The flag sets nftables.syncPeriod, as in kube-proxy."),
     entry("iptables.minSyncPeriod", "iptables-min-sync-period", Duration, Partly, Sync, "Least time between two writes; changes meanwhile are written together. The flag sets nftables.minSyncPeriod, as in kube-proxy; this field does nothing."),
 
-    entry("healthzBindAddress", "healthz-bind-address", Text, Honoured, Servers, "Where /healthz and /livez are served; a port may be left out."),
-    entry("metricsBindAddress", "metrics-bind-address", Text, Honoured, Servers, "Where /metrics and /proxyMode are served; a port may be left out; an empty flag: nowhere."),
+    entry("healthzBindAddress", "healthz-bind-address", Text, Honoured, Servers, "Where /healthz, /livez and /readyz are served; a port may be left out."),
+    entry("metricsBindAddress", "metrics-bind-address", Text, Honoured, Servers, "Where /metrics, /proxyMode, /configz and /healthz are served; a port may be left out; an empty flag: nowhere."),
     entry("bindAddressHardFail", "bind-address-hard-fail", Bool, Honoured, Servers, "End when an address cannot be bound, instead of trying again."),
     entry("enableProfiling", "profiling", Bool, Warned, Servers, "There are no profiles to fetch."),
     entry("showHiddenMetricsForVersion", "show-hidden-metrics-for-version", Text, Silent, Servers, "No metric is hidden."),
@@ -88,7 +88,7 @@ pub static TABLE: &[Entry] = &[
     entry("iptables.masqueradeBit", "iptables-masquerade-bit", Int, Silent, Iptables, "No bit of the mark is used; it is checked only."),
     entry("iptables.localhostNodePorts", "iptables-localhost-nodeports", Bool, Silent, Iptables, "NodePorts are served on loopback addresses only where nodePortAddresses says localhost."),
 
-    entry("ipvs.syncPeriod", "ipvs-sync-period", Duration, Partly, Ipvs, "How often everything is compared with the kernel, since IPVS does not tell of changes; also tells when the health check calls the rules too old."),
+    entry("ipvs.syncPeriod", "ipvs-sync-period", Duration, Partly, Ipvs, "How often everything is compared with the kernel, since IPVS does not tell of changes."),
     entry("ipvs.minSyncPeriod", "ipvs-min-sync-period", Duration, Honoured, Ipvs, "Least time between two syncs that wrote something."),
     entry("ipvs.scheduler", "ipvs-scheduler", Text, Honoured, Ipvs, "rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; \"\" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler."),
     entry("ipvs.excludeCIDRs", "ipvs-exclude-cidrs", List, Honoured, Ipvs, "Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too."),
