@@ -10,7 +10,7 @@ use super::Error;
 use super::kernel::Conntrack;
 use super::stale::{Known, Stale};
 use crate::forwarding::{Changes, Desired};
-use crate::log::STEADY;
+use crate::log::{Repeated, STEADY};
 use crate::metrics::Metrics;
 
 /// After a pass, its duration times this is waited: listing takes at most a fifth of one core.
@@ -141,9 +141,13 @@ impl Drop for Cleaner {
     }
 }
 
+/// Its errors have counts, so that they are never the same.
+const MAY_STAY: &str = "stale connections may stay";
+
 fn run(shared: &Shared, mut conntrack: Conntrack, metrics: Option<&Metrics>) {
-    // In a row, for the log; those after which the work is still to be done.
-    let (mut reported, mut failures) = (0, 0);
+    // Failures in a row after which the work is still to be done.
+    let mut failures = 0;
+    let (mut failing, mut given_up) = (Repeated::default(), Repeated::default());
     while let Some(mut stale) = shared.next() {
         let start = Instant::now();
         let result = conntrack.clean(&stale);
@@ -151,7 +155,8 @@ fn run(shared: &Shared, mut conntrack: Conntrack, metrics: Option<&Metrics>) {
         let elapsed_ms = elapsed.as_secs_f64() * 1e3;
         let pause = match result {
             Ok(pass) => {
-                (reported, failures) = (0, 0);
+                failures = 0;
+                failing.ended();
                 if let Some(metrics) = metrics {
                     for (family, deleted) in pass.by_family.into_iter().enumerate() {
                         metrics.conntrack_duration[family].observe(elapsed.as_secs_f64());
@@ -173,32 +178,33 @@ fn run(shared: &Shared, mut conntrack: Conntrack, metrics: Option<&Metrics>) {
             }
             // The entries are there to stay; what could be deleted is.
             Err(error @ Error::Refused { .. }) => {
-                report(reported, &error);
-                (reported, failures) = (reported + 1, 0);
+                if let Some(times) = failing.again(&MAY_STAY) {
+                    warn!(%error, times, "{MAY_STAY}");
+                }
+                failures = 0;
                 (elapsed * PAUSE).min(LONGEST_PAUSE)
             }
             Err(error) => {
-                report(reported, &error);
-                (reported, failures) = (reported + 1, failures + 1);
+                if let Some(times) = failing.again(&MAY_STAY) {
+                    warn!(%error, times, "{MAY_STAY}");
+                }
+                failures += 1;
+                let pause = RETRY.0.saturating_mul(1 << failures.min(5)).min(RETRY.1);
                 if failures < FAILURES {
                     let mut state = shared.lock();
                     stale.merge(std::mem::take(&mut state.pending));
                     state.pending = stale;
+                } else {
+                    failures = 0;
+                    if let Some(times) = given_up.again(&MAY_STAY) {
+                        warn!(%error, times, "stale connections stay: given up after {FAILURES} tries");
+                    }
                 }
-                RETRY.0.saturating_mul(1 << failures.min(5)).min(RETRY.1)
+                pause
             }
         };
         if shared.pause(pause) && failures > 0 {
             return;
         }
-    }
-}
-
-/// Warns once, as long as it goes on.
-fn report(reported: u32, error: &Error) {
-    if reported == 0 {
-        warn!(%error, "stale connections may stay");
-    } else {
-        debug!(%error, reported, "stale connections may stay");
     }
 }
