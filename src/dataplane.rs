@@ -62,7 +62,8 @@ pub struct Measures {
 /// A way to program service rules.
 ///
 /// [`plan`](DataPlane::plan) and [`plan_changes`](DataPlane::plan_changes) expect that what they plan is applied at
-/// once, where it has any steps. If it is refused, what was in place before is; other plans may be made and applied.
+/// once, where it has any steps. If it is refused, what was in place before is, and other plans may be made and applied;
+/// but for IPVS, which has no transactions: there the steps before are taken, and all is to be read again.
 pub trait DataPlane {
     /// What was read back.
     type Observed;
@@ -89,7 +90,7 @@ pub trait DataPlane {
     /// How many steps a plan has; 0: there is nothing to apply.
     fn steps(&self, plan: &Self::Plan) -> usize;
 
-    /// Applies a plan, wholly or not at all.
+    /// Applies a plan; where the kernel has transactions, wholly or not at all.
     fn apply(&mut self, plan: &Self::Plan) -> Result<(), Self::Error>;
 
     /// Sees to it that connections survive it when others remove all rules, as long as this lives; done with the next

@@ -93,9 +93,23 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call can succeed without anything else being done first.
-    pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::Interrupted | Error::Stale)
+    /// What the kernel answered, where the error is about that.
+    pub fn errnos(&self) -> Vec<Errno> {
+        match self {
+            Error::Refused(refused) => refused.iter().map(|refusal| refusal.errno).collect(),
+            Error::Open(errno)
+            | Error::Option { errno, .. }
+            | Error::Bind(errno)
+            | Error::Send { errno, .. }
+            | Error::Receive(errno)
+            | Error::Request(errno) => vec![*errno],
+            Error::AttributeTooLong
+            | Error::TooLong { .. }
+            | Error::Truncated { .. }
+            | Error::Malformed(_)
+            | Error::Interrupted
+            | Error::Stale => Vec::new(),
+        }
     }
 }
 

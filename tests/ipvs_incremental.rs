@@ -146,21 +146,10 @@ fn after(batches: Vec<Batch>, tend: impl Fn(usize) -> bool) -> Result<(Host, Ind
         if tend(n) {
             host.tend()?;
         }
-        let state = host.state.clone();
+        // What only waits for the end of its connections, idle as it is by now, is no difference either: a comparison would
+        // blame others for it.
         let again = host.plan(&desired);
-        let idle = |step: &Step| {
-            matches!(step, Step::DeleteDestination(..) | Step::DeleteService(_) | Step::DeleteAddress(_))
-        };
-        let tables = again.tables.is_empty() || !tend(n);
-        prop_assert!(
-            again.before.is_empty() && again.after.iter().all(idle) && tables,
-            "left to do: {}",
-            again
-        );
-        host.state = state;
-        // What planning again has counted is not what is there.
-        let kept: Vec<_> = host.state.kept.iter().map(|key| key.address).collect();
-        host.used = tables::plan_for(&desired, &host.observe(), Translation::of(&desired), &kept).1;
+        prop_assert!(again.is_empty(), "left to do: {}", again);
     }
     host.tend()?;
     Ok((host, index))

@@ -103,6 +103,12 @@ impl From<netlink::Malformed> for Error {
 }
 
 impl Error {
+    /// What was read changed meanwhile.
+    fn is_interrupted(&self) -> bool {
+        use netlink::Error::Interrupted;
+        matches!(self, Error::Netlink(Interrupted) | Error::Tables(nftables::Error::Netlink(Interrupted)))
+    }
+
     fn refused(step: Option<&Step>, errno: Errno) -> Error {
         match errno {
             Errno::EPERM => Error::NotPermitted,
@@ -126,6 +132,8 @@ pub struct Ipvs {
     tables: Nftables,
     kernel: Kernel,
     config: config::Ipvs,
+    /// Timeouts that are asked for, and that the kernel takes; 0: as it has them.
+    timeouts: Timeouts,
     /// IPVS does not tell of changes: everything is compared so often.
     sync_period: Duration,
     state: State,
@@ -148,6 +156,11 @@ impl Ipvs {
         let mut ipvs = Ipvs {
             tables,
             kernel,
+            timeouts: Timeouts {
+                tcp: seconds(config.tcp_timeout),
+                tcp_fin: seconds(config.tcp_fin_timeout),
+                udp: seconds(config.udp_timeout),
+            },
             config,
             sync_period,
             state,
@@ -186,6 +199,14 @@ impl Ipvs {
                         Step::AddAddress(address) => {
                             self.state.odd.addresses.insert(address);
                             (address, None)
+                        }
+                        Step::SetTimeouts(_) => {
+                            let step = step.to_string();
+                            warn!(
+                                "the kernel does not take `{step}`: {errno}; its timeouts stay as they are"
+                            );
+                            self.timeouts = Timeouts::default();
+                            continue;
                         }
                         _ => continue,
                     };
@@ -312,7 +333,16 @@ impl DataPlane for Ipvs {
 
     fn observe(&mut self, settings: &Settings) -> Result<Observed, Error> {
         let tables = self.tables.observe(settings)?;
-        let ipvs = self.kernel.observe()?;
+        let mut tries = 1..nftables::TRIES;
+        let ipvs = loop {
+            match self.kernel.observe() {
+                // The host's addresses change while they are read, or a set is being resized.
+                Err(error) if error.is_interrupted() && tries.next().is_some() => {
+                    std::thread::sleep(nftables::PAUSE);
+                }
+                result => break result?,
+            }
+        };
         self.observed = Instant::now();
         self.has_device = ipvs.device;
         Ok(Observed { tables, ipvs })
@@ -339,11 +369,7 @@ impl DataPlane for Ipvs {
     fn plan(&mut self, desired: &Desired, observed: &Observed) -> Plan {
         let bounds = Bounds {
             exclude: &self.config.exclude_cidrs,
-            timeouts: Timeouts {
-                tcp: seconds(self.config.tcp_timeout),
-                tcp_fin: seconds(self.config.tcp_fin_timeout),
-                udp: seconds(self.config.udp_timeout),
-            },
+            timeouts: self.timeouts,
             passing: passing(&observed.tables),
             replacing: observed.tables.values().flatten().any(|table| table.difference.is_some()),
         };
@@ -376,9 +402,8 @@ impl DataPlane for Ipvs {
         let result = self.take(&plan.before);
         self.note_written();
         result?;
-        if !plan.tables.is_empty() {
-            self.tables.apply(&plan.tables)?;
-        }
+        self.has_device |= plan.before.contains(&Step::AddDevice);
+        self.apply_tables(&plan.tables)?;
         let result = self.execute(&plan.after).map(drop);
         self.note_written();
         result
@@ -393,7 +418,25 @@ impl DataPlane for Ipvs {
     }
 
     fn measures(&self) -> Measures {
-        self.tables.measures()
+        let mut measures = self.tables.measures();
+        for (sum, bytes) in measures.traffic.iter_mut().zip(self.kernel.traffic()) {
+            *sum += bytes;
+        }
+        measures
+    }
+
+    fn errnos(&self, error: &Error) -> Vec<Errno> {
+        match error {
+            Error::NotPermitted => vec![Errno::EPERM],
+            Error::Refused { errno, .. } => vec![*errno],
+            Error::Netlink(error) => error.errnos(),
+            Error::Tables(error) => error.errnos(),
+            Error::NoIpvs
+            | Error::NoDummy
+            | Error::NoScheduler(_)
+            | Error::OtherDevice(_)
+            | Error::DeviceGone => Vec::new(),
+        }
     }
 
     fn look(&mut self, thorough: bool) -> Result<Look, Error> {
@@ -428,6 +471,19 @@ impl DataPlane for Ipvs {
 }
 
 impl Ipvs {
+    fn apply_tables(&mut self, plan: &nftables::plan::Plan) -> Result<(), Error> {
+        if plan.is_empty() {
+            return Ok(());
+        }
+        // The steps before may have shown that there is no IPv6.
+        let left_out = |family: &Family| *family == Family::Ipv6 && self.state.ipv4_only;
+        if !plan.tables.iter().any(|(family, _)| left_out(family)) {
+            return Ok(self.tables.apply(plan)?);
+        }
+        let tables = plan.tables.iter().filter(|(family, _)| !left_out(family)).cloned().collect();
+        Ok(self.tables.apply(&nftables::plan::Plan { tables })?)
+    }
+
     /// Deletes destinations without new connections that have none left, whenever that was done last.
     pub fn look_after_terminating(&mut self) -> Result<(), Error> {
         let start = Instant::now();

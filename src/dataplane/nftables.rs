@@ -49,10 +49,10 @@ const MOST_COMPARED: u32 = 250_000;
 const VERIFY: Duration = Duration::from_secs(60);
 
 /// How often tables are read again that changed while they were read.
-const TRIES: usize = 10;
+pub(super) const TRIES: usize = 10;
 
 /// Time until then. After a large load the kernel resizes its hash tables for some milliseconds.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
 /// The tables `ip sluice` and `ip6 sluice` of one network namespace.
 #[derive(Debug)]

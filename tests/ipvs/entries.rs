@@ -151,6 +151,44 @@ fn mode_nftables_leaves_nothing_of_ipvs_and_the_other_way_round() {
     });
 }
 
+#[test]
+fn mode_nftables_leaves_nothing_of_ipvs_where_somebody_deleted_the_device() {
+    on_node(|| {
+        Agent::start(plane(), vec![service(|_| {}), endpoints(&["10.128.0.1"])]);
+        run("ip", &["link", "delete", "kube-ipvs0"], "");
+        let mut plane = Nftables::open().unwrap();
+        plane.tend().unwrap();
+        assert_eq!(entries(""), [""; 0]);
+        let tables = run("nft", &["list", "tables"], "");
+        assert!(!tables.contains("arp sluice"), "{tables}");
+    });
+}
+
+#[test]
+fn timeouts_that_the_kernel_does_not_take_concern_only_themselves() {
+    on_node(|| {
+        let tcp_timeout = Some(std::time::Duration::from_secs(u64::from(u32::MAX)));
+        let config = config::Ipvs { tcp_timeout, ..config::Ipvs::default() };
+        let (mut agent, _) =
+            Agent::start(plane_with(config), vec![service(|_| {}), endpoints(&["10.128.0.1"])]);
+        assert_eq!(entries("-t 10.96.0.10:80").len(), 2);
+        assert!(agent.resync().is_empty(), "it is not tried all the time");
+    });
+}
+
+#[test]
+fn what_waits_for_its_connections_is_no_difference_once_it_has_none() {
+    on_node(|| {
+        let objects = vec![service(|_| {}), endpoints(&["10.128.0.1", "10.128.0.2"])];
+        let (mut agent, _) = Agent::start(plane(), objects);
+        agent.change([endpoints(&["10.128.0.2"])]);
+        assert!(agent.resync().is_empty(), "nobody else is to blame");
+        agent.plane.look_after_terminating().unwrap();
+        assert_eq!(entries("-a -t 10.96.0.10:80").len(), 1);
+        assert!(agent.resync().is_empty());
+    });
+}
+
 /// `tests/vm/run -k ipv6.disable=1` boots a kernel that has none at all; here the device may have no addresses of it.
 #[test]
 fn ipv4_is_served_where_there_is_no_ipv6() {

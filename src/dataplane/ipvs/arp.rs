@@ -193,6 +193,11 @@ impl Arp {
         Ok(())
     }
 
+    /// Bytes that were sent, and received.
+    pub fn traffic(&self) -> [u64; 2] {
+        self.socket.traffic()
+    }
+
     /// How often was written since somebody last asked; each moved the generation of nf_tables by one.
     pub fn take_commits(&mut self) -> u32 {
         std::mem::take(&mut self.commits)

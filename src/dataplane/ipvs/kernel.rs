@@ -107,6 +107,12 @@ impl Kernel {
         self.arp.take_commits()
     }
 
+    /// Bytes that were sent, and received.
+    pub fn traffic(&self) -> [u64; 2] {
+        let all = [self.ipvs.traffic(), self.route.traffic(), self.arp.traffic()];
+        [0, 1].map(|direction| all.iter().map(|bytes| bytes[direction]).sum())
+    }
+
     /// Every virtual service, without its destinations.
     pub fn services(&mut self) -> Result<FxHashMap<Key, ObservedService>, Error> {
         let mut services = FxHashMap::default();
@@ -166,6 +172,10 @@ impl Kernel {
                     }
                     // Neither this host's nor a usual one: the broadcast address of a subnet.
                     (Some(step @ Step::AddDestination(..)), Errno::EINVAL) => {
+                        refused.push(Refused::Odd(step, refusal.errno));
+                    }
+                    // More than INT_MAX / HZ: 24 days where HZ is 1000.
+                    (Some(step @ Step::SetTimeouts(_)), Errno::EINVAL) => {
                         refused.push(Refused::Odd(step, refusal.errno));
                     }
                     (

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use rustc_hash::FxHashSet;
 
 use super::kernel::Observed;
-use super::model::{Key, ObservedService, Step, Timeouts, VirtualService};
+use super::model::{Destination, Key, ObservedService, Step, Timeouts, VirtualService};
 use super::state::{LIMIT, Of, Phases, State};
 use crate::dataplane::nftables;
 use crate::forwarding::{Changes, Desired, SetChange};
@@ -83,7 +83,7 @@ pub fn addresses(tables: &nftables::plan::Plan) -> (Vec<IpAddr>, Vec<IpAddr>) {
 /// What else a full comparison goes by.
 #[derive(Clone, Debug, Default)]
 pub struct Bounds<'a> {
-    /// Ranges whose virtual services are somebody else's.
+    /// Ranges in which nothing is deleted that is not ours.
     pub exclude: &'a [IpNet],
     /// Timeouts that are asked for; 0: as they are.
     pub timeouts: Timeouts,
@@ -105,17 +105,22 @@ pub fn plan(
 ) -> Plan {
     let mut phases = Phases::default();
     let known = std::mem::take(&mut state.terminating);
-    let limit = |key: &Key, destination: &SocketAddr| {
-        known.get(key).and_then(|d| d.get(destination)).copied().unwrap_or(now + LIMIT)
-    };
+    let known = |key: &Key, destination: &SocketAddr| known.get(key)?.get(destination).copied();
     state.lingering.clear();
     state.kept.clear();
+    let odd = std::mem::take(&mut state.odd.destinations);
     let mut wanted = FxHashSet::default();
     let mut frontends: Vec<_> = desired.frontends().map(|(key, frontend, _)| (*key, frontend)).collect();
     frontends.sort_unstable_by_key(|(key, _)| *key);
     for (key, frontend) in frontends {
         let Some((service, mut endpoints)) = state.wanted(&key, frontend) else { continue };
-        endpoints.retain(|endpoint| !state.odd.destinations.contains(&(key, *endpoint)));
+        endpoints.retain(|endpoint| {
+            let refused = odd.contains(&(key, *endpoint));
+            if refused {
+                state.odd.destinations.insert((key, *endpoint));
+            }
+            !refused
+        });
         wanted.insert(key);
         let there = observed.services.get(&key);
         let served = there.is_some_and(|there| there.destinations.values().any(|d| d.weight > 0));
@@ -123,9 +128,10 @@ pub fn plan(
         compare(key, &service, &endpoints, there, early, &mut phases);
         for (destination, found) in there.into_iter().flat_map(|service| &service.destinations) {
             if endpoints.binary_search(destination).is_err() {
-                let limit = limit(&key, destination);
                 let of = Of { key, scheduler: service.scheduler, frontend: Some(frontend) };
-                retire_found(state, of, (*destination, *found), (now, limit), &mut phases.retired);
+                let found =
+                    Found { destination: *destination, found: *found, known: known(&key, destination) };
+                retire_found(state, of, found, now, &mut phases.retired);
             }
         }
     }
@@ -143,8 +149,8 @@ pub fn plan(
         let frontend = desired.frontend(key).map(|(frontend, _)| frontend);
         let of = Of { key: *key, scheduler, frontend };
         for (destination, found) in &there.destinations {
-            let limit = limit(key, destination);
-            retire_found(state, of, (*destination, *found), (now, limit), &mut retired);
+            let found = Found { destination: *destination, found: *found, known: known(key, destination) };
+            retire_found(state, of, found, now, &mut retired);
         }
         state.end(*key, service, retired, &mut phases);
         if state.lingering.contains_key(key) && frontend.is_none() {
@@ -217,22 +223,26 @@ fn compare(
     }
 }
 
-/// A destination that was found and should not be: idle, or when its time is over, it goes at once.
-fn retire_found(
-    state: &mut State,
-    of: Of<'_>,
-    (destination, found): (SocketAddr, super::model::Destination),
-    (now, limit): (Instant, Instant),
-    steps: &mut Vec<Step>,
-) {
-    if found.active == 0 && found.inactive == 0 || limit <= now {
-        steps.push(Step::DeleteDestination(of.key, destination));
-        return;
+/// A destination that was found and should not be.
+struct Found {
+    destination: SocketAddr,
+    found: Destination,
+    /// Until when it may keep its connections, where it is known.
+    known: Option<Instant>,
+}
+
+/// One that is known is looked after already and no difference; another one goes at once if it is idle.
+fn retire_found(state: &mut State, of: Of<'_>, it: Found, now: Instant, steps: &mut Vec<Step>) {
+    let Found { destination, found, known } = it;
+    let takes_none = found.weight == 0 && of.may_keep(&destination);
+    match known {
+        Some(limit) if takes_none => state.wait_for(of.key, destination, limit),
+        None if found.active == 0 && found.inactive == 0 => {
+            steps.push(Step::DeleteDestination(of.key, destination));
+        }
+        None if takes_none => state.wait_for(of.key, destination, now + LIMIT),
+        known => state.retire(of, destination, known.unwrap_or(now + LIMIT), steps),
     }
-    let mut retired = Vec::new();
-    state.retire(of, destination, limit, &mut retired);
-    retired.retain(|step| found.weight > 0 || !matches!(step, Step::SetWeight(..)));
-    steps.append(&mut retired);
 }
 
 /// Whether a virtual service that no Service asks for is ours, or kube-proxy's: it made those on the device's
@@ -244,15 +254,16 @@ fn is_stale(
     observed: &Observed,
     bounds: &Bounds<'_>,
 ) -> bool {
-    if bounds.exclude.iter().any(|net| net.contains(&key.address)) {
-        return false;
-    }
-    let kube_proxys_node_port = || {
-        observed.device
-            && NODE_PORTS.contains(&key.port)
-            && desired.node().node_port_addresses.contains(&key.address)
-    };
-    service.is_ours() || observed.held.contains(&key.address) || kube_proxys_node_port()
+    let excluded = || bounds.exclude.iter().any(|net| net.contains(&key.address));
+    service.is_ours() || !excluded() && is_kube_proxys(key, observed, &desired.node().node_port_addresses)
+}
+
+/// Whether a virtual service that is not ours is where kube-proxy's mode ipvs has its own: on an address of the device, or,
+/// beside it, on a NodePort at one of these addresses.
+fn is_kube_proxys<'a>(key: &Key, observed: &Observed, node: impl IntoIterator<Item = &'a IpAddr>) -> bool {
+    let node_port =
+        || observed.device && NODE_PORTS.contains(&key.port) && node.into_iter().any(|a| *a == key.address);
+    observed.held.contains(&key.address) || node_port()
 }
 
 fn is_link_local(address: &IpAddr) -> bool {
@@ -271,13 +282,9 @@ pub enum Whose {
 /// Removes what is ours, or kube-proxy's. The device goes unless somebody else's virtual services need its addresses; ours
 /// is known by the table for ARP.
 pub fn cleanup(observed: &Observed, whose: Whose) -> Vec<Step> {
-    let goes = |key: &Key, service: &ObservedService| {
-        let node_port =
-            || observed.device && NODE_PORTS.contains(&key.port) && observed.host.contains(&key.address);
-        match whose {
-            Whose::Ours => service.is_ours(),
-            Whose::KubeProxys => !service.is_ours() && (observed.held.contains(&key.address) || node_port()),
-        }
+    let goes = |key: &Key, service: &ObservedService| match whose {
+        Whose::Ours => service.is_ours(),
+        Whose::KubeProxys => !service.is_ours() && is_kube_proxys(key, observed, &observed.host),
     };
     let (gone, others): (Vec<_>, Vec<_>) = observed.services.iter().partition(|(key, s)| goes(key, s));
     let needed: FxHashSet<IpAddr> = others.iter().map(|(key, _)| key.address).collect();

@@ -56,6 +56,19 @@ pub(super) struct Of<'a> {
     pub(super) frontend: Option<&'a Frontend>,
 }
 
+impl Of<'_> {
+    /// Whether connections to a destination that gets no new ones may go on. A UDP flow and an SCTP association do not end
+    /// as long as their senders go on, so that they may only while the destination still serves. dh always chooses the same
+    /// destination, even when it takes no connections.
+    pub(super) fn may_keep(&self, destination: &SocketAddr) -> bool {
+        let drains = || {
+            let draining = self.frontend.and_then(|frontend| frontend.draining.as_ref());
+            draining.is_some_and(|draining| draining.contains(destination))
+        };
+        self.scheduler != Scheduler::Dh && (self.key.protocol == Protocol::Tcp || drains())
+    }
+}
+
 /// Steps by when they are taken.
 #[derive(Debug, Default)]
 pub(super) struct Phases {
@@ -114,21 +127,22 @@ impl State {
     /// Takes new connections from a destination: its connections stay, unless it is better that they end.
     pub(super) fn retire(
         &mut self,
-        Of { key, scheduler, frontend }: Of<'_>,
+        of: Of<'_>,
         destination: SocketAddr,
         limit: Instant,
         steps: &mut Vec<Step>,
     ) {
-        // dh always chooses the same destination, even when it takes no connections.
-        if self.odd.destinations.remove(&(key, destination))
-            || !may_keep(&key, frontend, &destination)
-            || scheduler == Scheduler::Dh
-        {
-            steps.push(Step::DeleteDestination(key, destination));
+        if self.odd.destinations.remove(&(of.key, destination)) || !of.may_keep(&destination) {
+            steps.push(Step::DeleteDestination(of.key, destination));
         } else {
-            steps.push(Step::SetWeight(key, destination, 0));
-            self.terminating.entry(key).or_default().insert(destination, limit);
+            steps.push(Step::SetWeight(of.key, destination, 0));
+            self.wait_for(of.key, destination, limit);
         }
+    }
+
+    /// A destination without new connections is to be deleted when it has none left.
+    pub(super) fn wait_for(&mut self, key: Key, destination: SocketAddr, limit: Instant) {
+        self.terminating.entry(key).or_default().insert(destination, limit);
     }
 
     /// Ends the waiting for a destination; says whether it was waited for.
@@ -141,15 +155,16 @@ impl State {
         known
     }
 
-    /// Deletes destinations that kept their flows for as long as they served, and serve no more.
-    fn end_flows(&mut self, key: Key, frontend: Option<&Frontend>, steps: &mut Vec<Step>) {
-        let destinations =
-            self.terminating.get(&key).into_iter().flatten().map(|(destination, _)| *destination);
-        let mut over: Vec<SocketAddr> = destinations.filter(|d| !may_keep(&key, frontend, d)).collect();
+    /// Deletes destinations that kept their connections until now, and may not any more.
+    fn end_connections(&mut self, of: Of<'_>, steps: &mut Vec<Step>) {
+        let destinations = self.terminating.get(&of.key).into_iter().flatten();
+        let destinations = destinations.map(|(destination, _)| *destination);
+        let mut over: Vec<SocketAddr> =
+            destinations.filter(|destination| !of.may_keep(destination)).collect();
         over.sort_unstable();
         for destination in over {
-            self.revive(&key, &destination);
-            steps.push(Step::DeleteDestination(key, destination));
+            self.revive(&of.key, &destination);
+            steps.push(Step::DeleteDestination(of.key, destination));
         }
     }
 
@@ -208,14 +223,14 @@ impl State {
                     }
                 }
                 self.lingering.remove(&key);
-                self.end_flows(key, after, &mut phases.retired);
+                self.end_connections(of(&service), &mut phases.retired);
                 for endpoint in old_endpoints.iter().filter(|e| endpoints.binary_search(e).is_err()) {
                     self.retire(of(&service), *endpoint, limit, &mut phases.retired);
                 }
             }
             (Some(service), None) => {
                 let mut retired = Vec::new();
-                self.end_flows(key, after, &mut retired);
+                self.end_connections(of(&service), &mut retired);
                 for endpoint in &old_endpoints {
                     self.retire(of(&service), *endpoint, limit, &mut retired);
                 }
@@ -267,9 +282,5 @@ impl State {
     }
 }
 
-/// Whether connections to a destination that gets no new ones may go on. A UDP flow and an SCTP association do not end as
-/// long as their senders go on, so that they may only while the destination still serves.
-fn may_keep(key: &Key, frontend: Option<&Frontend>, destination: &SocketAddr) -> bool {
-    key.protocol == Protocol::Tcp
-        || frontend.and_then(|f| f.draining.as_ref()).is_some_and(|draining| draining.contains(destination))
-}
+#[cfg(test)]
+mod tests;

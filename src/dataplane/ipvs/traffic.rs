@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
-use tracing::debug;
+use tracing::warn;
 
 use super::Error;
 use super::kernel::Kernel;
 use super::model::{Key, ObservedService, Statistics};
 use crate::cluster::ObjectName;
 use crate::forwarding::{Changes, Desired};
+use crate::log::Repeated;
 
 /// Older than this the kernel is asked again: 10,000 virtual services take 0.14 s in an emulated machine (`benches/ipvs`).
 const FRESH: Duration = Duration::from_secs(5);
@@ -35,6 +36,7 @@ pub struct Traffic {
 struct Counted {
     kernel: Kernel,
     read: Instant,
+    failing: Repeated,
     tally: Tally,
 }
 
@@ -51,7 +53,7 @@ impl Traffic {
         let mut kernel = Kernel::open()?;
         let mut tally = Tally::default();
         tally.add(&kernel.services()?, &FxHashMap::default());
-        let counted = Counted { kernel, read: Instant::now(), tally };
+        let counted = Counted { kernel, read: Instant::now(), failing: Repeated::default(), tally };
         Ok(Traffic { ports: Mutex::default(), counted: Mutex::new(counted) })
     }
 
@@ -71,12 +73,19 @@ impl Traffic {
 
     /// What each Service port has carried; at most some seconds old. Where the kernel cannot be asked, what was known.
     pub fn totals(&self) -> BTreeMap<Port, Statistics> {
-        let Counted { kernel, read, tally } = &mut *lock(&self.counted);
+        let Counted { kernel, read, failing, tally } = &mut *lock(&self.counted);
         if read.elapsed() >= FRESH {
             *read = Instant::now();
             match kernel.services() {
-                Ok(services) => tally.add(&services, &lock(&self.ports)),
-                Err(error) => debug!(%error, "the counts of IPVS could not be read"),
+                Ok(services) => {
+                    failing.ended();
+                    tally.add(&services, &lock(&self.ports));
+                }
+                Err(error) => {
+                    if let Some(times) = failing.again(&error) {
+                        warn!(%error, times, "the counts of IPVS could not be read; metrics have the last ones");
+                    }
+                }
             }
         }
         tally.totals.clone()
@@ -99,7 +108,9 @@ impl Tally {
                 total.add(now.since(before));
             }
         }
-        self.last = services.iter().map(|(key, service)| (*key, service.statistics)).collect();
+        // The kernel gives a page at a time and goes on by counting: what is left out may only have been passed over.
+        self.last.retain(|key, _| ports.contains_key(key));
+        self.last.extend(services.iter().map(|(key, service)| (*key, service.statistics)));
         self.totals = totals;
     }
 }

@@ -41,20 +41,11 @@ fn more(refused: &[Refused]) -> String {
 
 impl Error {
     /// What the kernel answered, where the error is about that.
-    pub(super) fn errnos(&self) -> Vec<Errno> {
+    pub(in crate::dataplane) fn errnos(&self) -> Vec<Errno> {
         match self {
             Error::NotPermitted => vec![Errno::EPERM],
             Error::Refused(refused) => refused.iter().map(|r| r.errno).collect(),
-            Error::Netlink(netlink::Error::Refused(refused)) => refused.iter().map(|r| r.errno).collect(),
-            Error::Netlink(
-                netlink::Error::Send { errno, .. }
-                | netlink::Error::Receive(errno)
-                | netlink::Error::Request(errno)
-                | netlink::Error::Option { errno, .. }
-                | netlink::Error::Open(errno)
-                | netlink::Error::Bind(errno),
-            ) => vec![*errno],
-            Error::Netlink(_) => Vec::new(),
+            Error::Netlink(error) => error.errnos(),
         }
     }
 }
