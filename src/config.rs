@@ -227,6 +227,12 @@ impl Config {
         let usable = |a: &&IpAddr| !a.is_loopback() && !a.is_unspecified() && !is_link_local(a);
         let primary: Vec<IpAddr> = match node {
             Some(node) => {
+                if index.is_node_gone() {
+                    notices.push(format!(
+                        "Node {} is gone; its addresses, zone and podCIDRs stay as they were",
+                        node.name
+                    ));
+                }
                 let first = |family| node.addresses.iter().find(|a| Family::of(**a) == family);
                 let primary: Vec<IpAddr> = Family::ALL.into_iter().filter_map(first).copied().collect();
                 if primary.is_empty() {

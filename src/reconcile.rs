@@ -364,7 +364,7 @@ impl<D: DataPlane> Reconciler<D> {
         self.desired = Some(desired);
         self.compare = false;
         self.index.settle();
-        // A Node that goes later takes no rules with it.
+        // A Node that goes later stays as it was.
         self.node_required = false;
         let conflicts: BTreeSet<&Conflict> = changes.conflicts.iter().collect();
         self.conflicts.retain(|conflict| conflicts.contains(conflict));

@@ -92,7 +92,7 @@ impl Reporting {
 
     /// Changes are in the index; a sync will come.
     pub fn queued(&self, index: &Index) {
-        self.status.set_node(index.node());
+        self.status.set_node(index.node().filter(|_| !index.is_node_gone()));
         self.status.queued(Instant::now());
         let now = seconds(SystemTime::now());
         self.metrics.last_queued.iter().for_each(|gauge| gauge.set(now));

@@ -94,7 +94,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand run" -l iptables-localhost
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
-complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
+complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges that sluice did not make are left alone, those of kube-proxy\'s mode ipvs, too. All others\' are anyway' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand run" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
@@ -173,7 +173,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand dump" -l iptables-localhos
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
-complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
+complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges that sluice did not make are left alone, those of kube-proxy\'s mode ipvs, too. All others\' are anyway' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand dump" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
@@ -248,7 +248,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand diff" -l iptables-localhos
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
-complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
+complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges that sluice did not make are left alone, those of kube-proxy\'s mode ipvs, too. All others\' are anyway' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand diff" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
@@ -326,7 +326,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand explain" -l iptables-local
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
-complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
+complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges that sluice did not make are left alone, those of kube-proxy\'s mode ipvs, too. All others\' are anyway' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand explain" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r
@@ -403,7 +403,7 @@ complete -c sluice -n "__fish_sluice_using_subcommand check" -l iptables-localho
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-sync-period -d 'How often everything is compared with the kernel, since IPVS does not tell of changes [default: 30s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-min-sync-period -d 'Least time between two syncs that wrote something [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-scheduler -d 'rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; "" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler' -r
-complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too' -r
+complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-exclude-cidrs -d 'Virtual services in these ranges that sluice did not make are left alone, those of kube-proxy\'s mode ipvs, too. All others\' are anyway' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-strict-arp -d 'Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-tcp-timeout -d 'How long IPVS remembers a TCP connection without packets; 0: as the kernel has it [default: 0s]' -r
 complete -c sluice -n "__fish_sluice_using_subcommand check" -l ipvs-tcpfin-timeout -d 'The same after a FIN; 0: as the kernel has it [default: 0s]' -r

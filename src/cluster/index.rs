@@ -20,6 +20,8 @@ pub struct Index {
     /// How many endpoints all slices have together; counted along, since every sync tells it.
     endpoint_count: usize,
     node: Option<Node>,
+    /// It is as it was last, and there no longer.
+    node_gone: bool,
     service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     dirty: Dirty,
     /// Services that changed since [`Index::settle`], as they were then.
@@ -66,12 +68,8 @@ impl Index {
         match change {
             Change::Service(name, service) => self.apply_service(name, service),
             Change::EndpointSlice(name, slice) => self.apply_slice(name, slice),
-            Change::Node(name, node) => {
-                if name == self.node_name && node != self.node {
-                    self.node = node;
-                    self.dirty.node = true;
-                }
-            }
+            Change::Node(name, node) if name == self.node_name => self.apply_node(node),
+            Change::Node(..) => {}
             Change::ServiceCidr(name, cidr) => {
                 if self.service_cidrs.get(&name) != cidr.as_ref() {
                     match cidr {
@@ -81,6 +79,17 @@ impl Index {
                     self.dirty.service_cidrs = true;
                 }
             }
+        }
+    }
+
+    fn apply_node(&mut self, node: Option<Node>) {
+        let gone = node.is_none();
+        let differs =
+            if gone { self.node.is_some() && !self.node_gone } else { self.node_gone || node != self.node };
+        if differs {
+            self.node = node.or_else(|| self.node.take());
+            self.node_gone = gone;
+            self.dirty.node = true;
         }
     }
 
@@ -222,9 +231,15 @@ impl Index {
         self.slices.values().flat_map(|slice| &slice.endpoints)
     }
 
-    /// The own Node.
+    /// The own Node. One that is gone is as it was last: without what it says, NodePorts would open on all the host's
+    /// addresses, and pods could no longer be told from others.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// Whether the own Node was there and is gone.
+    pub fn is_node_gone(&self) -> bool {
+        self.node_gone
     }
 
     /// The own node's name.
@@ -322,5 +337,22 @@ mod tests {
         index.apply(Change::Service(ObjectName::new("ns", "gone"), None));
         index.apply(Change::Node("node2".into(), Some(Node::default())));
         assert!(index.take_dirty().is_empty());
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_as_it_was_last() {
+        let mut index = Index::new("node1");
+        let mut apply = |node: Option<Node>| {
+            index.apply(Change::Node("node1".into(), node));
+            let zone = index.node().map(|node| node.zone.clone().unwrap_or_default().to_string());
+            (index.take_dirty().node, zone, index.is_node_gone())
+        };
+        let node = |zone: &str| Some(Node { zone: Some(zone.into()), ..Node::default() });
+        assert_eq!(apply(None), (false, None, false), "there was none");
+        assert_eq!(apply(node("a")), (true, Some("a".into()), false));
+        assert_eq!(apply(None), (true, Some("a".into()), true));
+        assert_eq!(apply(None), (false, Some("a".into()), true));
+        assert_eq!(apply(node("a")), (true, Some("a".into()), false));
+        assert_eq!(apply(node("b")), (true, Some("b".into()), false));
     }
 }

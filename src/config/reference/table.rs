@@ -91,7 +91,7 @@ pub static TABLE: &[Entry] = &[
     entry("ipvs.syncPeriod", "ipvs-sync-period", Duration, Partly, Ipvs, "How often everything is compared with the kernel, since IPVS does not tell of changes."),
     entry("ipvs.minSyncPeriod", "ipvs-min-sync-period", Duration, Honoured, Ipvs, "Least time between two syncs that wrote something."),
     entry("ipvs.scheduler", "ipvs-scheduler", Text, Honoured, Ipvs, "rr, wrr, lc, wlc, sh, dh, mh, sed, nq, lblc, lblcr, fo or ovf; \"\" is rr. A Service chooses another by its annotation sluice/ipvs-scheduler."),
-    entry("ipvs.excludeCIDRs", "ipvs-exclude-cidrs", List, Honoured, Ipvs, "Virtual services in these ranges are left alone. Others that sluice did not make are left alone, too."),
+    entry("ipvs.excludeCIDRs", "ipvs-exclude-cidrs", List, Honoured, Ipvs, "Virtual services in these ranges that sluice did not make are left alone, those of kube-proxy's mode ipvs, too. All others' are anyway."),
     entry("ipvs.strictARP", "ipvs-strict-arp", Bool, Honoured, Ipvs, "Set net.ipv4.conf.all.arp_ignore to 1 and arp_announce to 2."),
     entry("ipvs.tcpTimeout", "ipvs-tcp-timeout", Duration, Honoured, Ipvs, "How long IPVS remembers a TCP connection without packets; 0: as the kernel has it."),
     entry("ipvs.tcpFinTimeout", "ipvs-tcpfin-timeout", Duration, Honoured, Ipvs, "The same after a FIN; 0: as the kernel has it."),
