@@ -153,11 +153,23 @@ pub fn endpoints(addresses: &[&str]) -> Change {
     Change::EndpointSlice(ObjectName::new("ns", "web-1"), Some(slice))
 }
 
-/// What `ipvsadm -S` prints of one virtual service, or of all, sorted.
+/// What `ipvsadm -S` prints of one virtual service, or of all, sorted. Where other tests' namespaces change meanwhile the
+/// kernel may give some twice, or leave some out.
 pub fn entries(of: &str) -> Vec<String> {
-    let all = run("ipvsadm", &["-S", "-n"], "");
-    let mut lines: Vec<String> =
-        all.lines().filter(|line| line.contains(of)).map(|line| line.trim().to_owned()).collect();
-    lines.sort();
-    lines
+    let read = || {
+        let all = run("ipvsadm", &["-S", "-n"], "");
+        let mut lines: Vec<String> =
+            all.lines().filter(|line| line.contains(of)).map(|line| line.trim().to_owned()).collect();
+        lines.sort();
+        lines.dedup();
+        lines
+    };
+    let mut last = read();
+    loop {
+        let now = read();
+        if now == last {
+            return now;
+        }
+        last = now;
+    }
 }

@@ -88,7 +88,7 @@ impl Kernel {
             if Some(index) == device { &mut observed.held } else { &mut observed.host }.insert(address);
         })?;
         observed.arp = self.arp.observe(&observed.held)?;
-        observed.services = self.services()?;
+        observed.services = self.all_services()?;
         for (key, service) in &mut observed.services {
             service.destinations = self.destinations(key)?;
         }
@@ -105,6 +105,15 @@ impl Kernel {
     /// How often nf_tables were written since somebody last asked.
     pub fn take_commits(&mut self) -> u32 {
         self.arp.take_commits()
+    }
+
+    /// Every virtual service, read twice. The kernel gives a page at a time, goes on by counting, those of other network
+    /// namespaces included, and does not say that anything changed: what comes or goes meanwhile makes it leave out another.
+    fn all_services(&mut self) -> Result<FxHashMap<Key, ObservedService>, Error> {
+        let before = self.services()?;
+        let now = self.services()?;
+        let same = before.len() == now.len() && now.keys().all(|key| before.contains_key(key));
+        if same { Ok(now) } else { Err(netlink::Error::Interrupted.into()) }
     }
 
     /// Bytes that were sent, and received.
