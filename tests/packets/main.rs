@@ -105,7 +105,7 @@ fn trials() -> Result<Vec<Trial>> {
     Ok(traced.chain(scenarios).chain(scenarios_in_ipvs).chain(cases).chain(in_ipvs).collect())
 }
 
-/// The case in mode ipvs: `make vm` runs these, with --include-ignored.
+/// The case in mode ipvs: `make vm` runs some of these, `make vm-all` all, with --include-ignored.
 fn ipvs_trial(file: &str, case: &Case) -> Result<Trial> {
     let mut case = case.clone().in_ipvs();
     ipvs_differences::apply(&mut case, file.starts_with("v6::"))?;
