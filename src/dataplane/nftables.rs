@@ -76,6 +76,8 @@ pub struct Nftables {
     clients: Vec<(Family, Vec<Sticky>)>,
     /// Whether the kernel counts elements (6.18), so that large tables can be read by look-ups.
     counts: bool,
+    /// Whose tables are of the other mode, until they are replaced.
+    other_mode: Vec<Family>,
     /// What mode ipvs left.
     leftovers: Leftovers,
     hold: Hold,
@@ -96,6 +98,7 @@ impl Nftables {
             settings: Settings::default(),
             clients: Vec::new(),
             counts: false,
+            other_mode: Vec::new(),
             leftovers: Leftovers::default(),
             hold: Hold::default(),
         })
@@ -156,6 +159,24 @@ impl Nftables {
     /// What the tables will add up to by a plan, and do before.
     fn intend(&mut self, plan: &Plan, planned: Usage, before: impl FnOnce() -> Usage) {
         (self.used, self.planned) = if plan.is_empty() { (planned, None) } else { (before(), Some(planned)) };
+    }
+
+    /// While a commit ends, the kernel takes the old table's base chains out one after the other, and the new one's run already:
+    /// a packet that the one leaves to IPVS may meet a chain of the other that refuses what is not translated. Where it is
+    /// dropped instead the client sends it again, and meets only the new table.
+    fn leave_other_mode(&mut self, plan: &Plan) {
+        let replaced = |family: &Family| {
+            plan.tables.iter().any(|(of, steps)| of == family && steps.first() == Some(&Step::DestroyTable))
+        };
+        let families: Vec<Family> = self.other_mode.iter().copied().filter(replaced).collect();
+        if families.is_empty() {
+            return;
+        }
+        match self.socket.commit(&encode::drop_instead_of_refusing(&families)) {
+            Ok(()) => self.also_committed(1),
+            Err(error) => debug!(%error, "the other mode's tables refuse until they are replaced"),
+        }
+        self.other_mode.clear();
     }
 
     /// Applies tables that do not fit the socket's buffer: what can be done only for tables that are new.
@@ -222,12 +243,14 @@ impl DataPlane for Nftables {
             let mut interrupted = false;
             self.counted.forget_clients();
             self.clients.clear();
+            self.other_mode.clear();
             for family in self.families.clone() {
                 match read::table(&mut self.socket, family, settings) {
                     Ok(found) => {
-                        let table = found.map(|Read { table, clients, counts }| {
+                        let table = found.map(|Read { table, clients, counts, other_mode }| {
                             self.counts = counts;
                             self.clients.push((family, clients));
+                            self.other_mode.extend(other_mode.then_some(family));
                             table
                         });
                         observed.insert(family, table);
@@ -282,6 +305,7 @@ impl DataPlane for Nftables {
         let clients = carry::fitting(std::mem::take(&mut self.clients), plan);
         let batch = encode::encode_with_clients(&plan.tables, &clients, None);
         let first_load = plan.tables.iter().all(|(_, steps)| makes_table(steps));
+        self.leave_other_mode(plan);
         let result = if first_load && batch.as_bytes().len() > self.socket.send_capacity() {
             self.commit_split(plan)
         } else {

@@ -29,6 +29,20 @@ const TYPICAL_TABLE: usize = 24 * 1024;
 /// Steps of each family, in the order in which they are to be applied.
 pub type Plan = [(Family, Vec<Step>)];
 
+/// From now on these tables drop what they would refuse: `insert rule ip sluice no-endpoints drop`.
+pub fn drop_instead_of_refusing(families: &[Family]) -> Batch {
+    let mut batch = Batch::new(None);
+    for family in families {
+        batch.message(NFT_MSG_NEWRULE, NLM_F_CREATE, family.number(), 0);
+        batch.string(NFTA_TABLE_NAME, TABLE);
+        batch.display(NFTA_RULE_CHAIN, Chain::NoEndpoints);
+        let rule = schema::drop_all(*family);
+        batch.nested(NFTA_RULE_EXPRESSIONS, |w| rule.expressions.iter().for_each(|e| e.encode(w)));
+    }
+    batch.end();
+    batch
+}
+
 /// The plan as one batch, which the kernel applies as a whole or not at all. With a generation it is refused
 /// ([`crate::netlink::Error::Stale`]) when anybody committed since.
 pub fn encode(plan: &Plan, generation: Option<u32>) -> Batch {

@@ -24,6 +24,8 @@ pub(super) struct Read {
     pub(super) clients: Vec<Sticky>,
     /// Whether the kernel counts elements (6.18).
     pub(super) counts: bool,
+    /// Whether it is a table of the other mode.
+    pub(super) other_mode: bool,
 }
 
 /// Reads the table of a family; `None` where there is none.
@@ -57,7 +59,8 @@ pub(super) fn table(socket: &mut Socket, family: Family, settings: &Settings) ->
             }
         }
     }
-    Ok(Some(Read { table, clients, counts }))
+    let other_mode = found.has(family, Set::IpvsAddresses) != structure.ipvs;
+    Ok(Some(Read { table, clients, counts, other_mode }))
 }
 
 /// Reads what is worth knowing of a table that is to be replaced: what was served, and who sticks to what. It may be

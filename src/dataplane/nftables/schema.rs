@@ -372,6 +372,11 @@ pub fn about_connections() -> Rule {
     rule(Family::Ipv4).translated()
 }
 
+/// Whatever comes is dropped.
+pub fn drop_all(family: Family) -> Rule {
+    rule(family).verdict(Verdict::Drop)
+}
+
 /// The rules of a chain.
 pub fn rules(family: Family, chain: Chain, structure: &Structure) -> Vec<Rule> {
     let new = || rule(family);
@@ -426,7 +431,10 @@ fn unclaimed(family: Family, structure: &Structure) -> Vec<Rule> {
         let unserved = rule(family).original_direction().lookup(&[DestinationAddress], Set::IpvsAddresses);
         return vec![served, unserved.goto(Chain::NoEndpoints), unallocated];
     }
-    vec![to(Set::ClusterIps).goto(Chain::NoEndpoints), unallocated]
+    // A packet that passed the chains before this one before the commit that made them, and this one after it, is translated
+    // here: the table that was before, of mode ipvs, has accepted it.
+    let served = to(Set::ClusterIps).verdict(Verdict::Jump(Chain::Services));
+    vec![served, to(Set::ClusterIps).goto(Chain::NoEndpoints), unallocated]
 }
 
 fn special(family: Family, structure: &Structure) -> Vec<Rule> {
