@@ -46,8 +46,9 @@ impl Leftovers {
         }
         let wait = match self.try_to_remove() {
             Ok(()) => INTERVAL,
-            // The rules do not need it.
+            // The rules do not need it. What was done by then is to be seen.
             Err(error) => {
+                self.looked = Looked::NotYet;
                 if let Some(times) = self.failing.again(&error) {
                     warn!(%error, times, "what mode ipvs left cannot be removed; trying again every minute");
                 }
