@@ -84,7 +84,7 @@ async fn follows(server: ApiServer, http2: bool) {
     server.delete(Kind::Nodes, "", agent::NODE);
     server.delete(Kind::ServiceCidrs, "", "kubernetes");
     agent.converged(&server, "after deletions").await;
-    assert!(agent.index.node().is_none());
+    assert!(agent.index.is_node_gone() && agent.index.node().is_some(), "it is as it was last");
     let asked = server.asked();
     assert!(asked.iter().all(|a| a.http2 == http2));
     let of = |kind| asked.iter().find(|a| a.kind == kind).expect("was asked for").query.clone();

@@ -185,7 +185,12 @@ pub fn snapshot(index: &Index) -> String {
         }
     }
     let ranges: Vec<_> = index.service_cidrs().collect();
-    _ = writeln!(text, "{:?} {ranges:?} {:?}", index.node(), index.counts());
+    _ = writeln!(
+        text,
+        "{:?} {ranges:?} {:?}",
+        index.node().filter(|_| !index.is_node_gone()),
+        index.counts()
+    );
     text
 }
 
