@@ -153,6 +153,11 @@ fn run(shared: &Shared, mut conntrack: Conntrack, metrics: Option<&Metrics>) {
         let result = conntrack.clean(&stale);
         let elapsed = start.elapsed();
         let elapsed_ms = elapsed.as_secs_f64() * 1e3;
+        if let Err(error) = &result
+            && let Some(times) = failing.again(&MAY_STAY)
+        {
+            warn!(%error, times, "{MAY_STAY}");
+        }
         let pause = match result {
             Ok(pass) => {
                 failures = 0;
@@ -177,17 +182,11 @@ fn run(shared: &Shared, mut conntrack: Conntrack, metrics: Option<&Metrics>) {
                 (elapsed * PAUSE).min(LONGEST_PAUSE)
             }
             // The entries are there to stay; what could be deleted is.
-            Err(error @ Error::Refused { .. }) => {
-                if let Some(times) = failing.again(&MAY_STAY) {
-                    warn!(%error, times, "{MAY_STAY}");
-                }
+            Err(Error::Refused { .. }) => {
                 failures = 0;
                 (elapsed * PAUSE).min(LONGEST_PAUSE)
             }
             Err(error) => {
-                if let Some(times) = failing.again(&MAY_STAY) {
-                    warn!(%error, times, "{MAY_STAY}");
-                }
                 failures += 1;
                 let pause = RETRY.0.saturating_mul(1 << failures.min(5)).min(RETRY.1);
                 if failures < FAILURES {

@@ -420,7 +420,11 @@ impl Nftables {
             }
         }
         let Nftables { socket, families, used, settings, .. } = self;
-        Ok(self.counted.update(socket, families, used, settings.drop_invalid)?)
+        match self.counted.update(socket, families, used, settings.drop_invalid) {
+            // Others wrote meanwhile; the next time will do.
+            Err(netlink::Error::Interrupted) => Ok(()),
+            result => Ok(result?),
+        }
     }
 
     /// An element that was replaced by another does not show in the counts: after commits of others everything is

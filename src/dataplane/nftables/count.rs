@@ -67,20 +67,6 @@ impl Counts {
             return Ok(());
         }
         self.at = Instant::now();
-        match self.read(socket, families, used, drop_invalid) {
-            // Others wrote meanwhile; the next time will do.
-            Err(Error::Interrupted) => Ok(()),
-            result => result,
-        }
-    }
-
-    fn read(
-        &mut self,
-        socket: &mut Socket,
-        families: &[Family],
-        used: &Usage,
-        drop_invalid: bool,
-    ) -> Result<(), Error> {
         self.forget_clients();
         for family in families.iter().copied() {
             if drop_invalid {
